@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from lora.errors import UnfinishedError, UserError
 
 if TYPE_CHECKING:
-    from lora.config.run import RunConfig
+    from lora.config.run import PlannedRun
     from lora.records.record import RunRecord
 
 COMMANDS = {
@@ -162,11 +162,11 @@ def train_one(arguments: Sequence[str]) -> int:
     processes.listen()
     processes.answer = b"\ninterrupted: the run stops at its next step; press Ctrl-C again to stop it at once\n"
     *parents, run = compose_family(overrides)
-    before = usable_record(run)
+    before = usable_record(run.config)
     if before is None:
-        check_device(run)
+        check_device(run.config)
         for parent in parents:
-            if (record := usable_record(parent)) is None or record.status != "ok":
+            if (record := usable_record(parent.config)) is None or record.status != "ok":
                 both = shlex.join([sys.executable, "-m", "lora", "-m", "experiment=null", *overrides])
                 raise UserError(f"{run.run_id} starts from {parent.run_id}, which is not trained: {both} trains both")
     record = ensure_record(run, mistakes_fail=False)
@@ -175,14 +175,14 @@ def train_one(arguments: Sequence[str]) -> int:
     return int(record.status == "failed")
 
 
-def summary(config: "RunConfig", record: "RunRecord", was_done: bool) -> str:
+def summary(run: "PlannedRun", record: "RunRecord", was_done: bool) -> str:
     """The outcome of a single run, and the paths of its files."""
-    from lora.data.tasks import TASKS
     from lora.records.predictions import dev_predictions, is_constant
     from lora.records.record import adapter_path, record_path
     from lora.sweep.progress import duration, shown
     from lora.sweep.worker import has_adapter
 
+    results, outputs = run.config.runtime.results, run.config.runtime.outputs
     began = f"already done: trained on {record.started_at[:10]}" if was_done else "trained"
     outcome, adapter = f"failed, {record.error} (runtime.retry_failed=true trains it again)", "-"
     if record.status == "ok":
@@ -190,10 +190,10 @@ def summary(config: "RunConfig", record: "RunRecord", was_done: bool) -> str:
         epoch, adapter = record.selected["best"]["epoch"], "- (runtime.save_adapter=true saves it)"
         outcome = f"ok, {record.selected['metric']} best {best} (epoch {epoch}), last {last}"
         with suppress(UserError):  # without the file of predictions, nothing is known
-            if is_constant(dev_predictions(record, Path(config.runtime.results))["best"], TASKS[config.task]):
+            if is_constant(dev_predictions(record, Path(results))["best"], run.task):
                 outcome += "; collapsed: it predicts the same for every row; try a lower train.lr first"
-    if has_adapter(record, config.runtime.outputs):
-        adapter = str(adapter_path(config.runtime.outputs, record.run_id).parent)
-    path = record_path(config.runtime.results, record.run_id)
+    if has_adapter(record, outputs):
+        adapter = str(adapter_path(outputs, record.run_id).parent)
+    path = record_path(results, record.run_id)
     lines = (f"{began} in {duration(record.seconds)}", f"record:  {path}", f"adapter: {adapter}")
     return "\n  ".join((f"{record.run_id}: {outcome}", *lines))

@@ -12,7 +12,6 @@ import tiny_glue
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.data.tasks import TASKS
 from lora.training import processes
 
 gc.set_threshold(50_000)  # as in `lora.__main__`
@@ -33,14 +32,6 @@ def temporary_folder(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         yield
-
-
-@pytest.fixture(autouse=True)
-def own_tasks_are_forgotten() -> Iterator[None]:
-    before = dict(TASKS)
-    yield
-    TASKS.clear()
-    TASKS.update(before)
 
 
 @pytest.fixture(scope="session")

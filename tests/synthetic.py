@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save
 
+from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS
 from lora.files import write_atomically
 from lora.records.record import RunRecord, write_record
 from lora.report.runs import FACTS, with_records
-from lora.sweep.expand import PlannedRun
 from lora.sweep.request import select_runs
 
 EPOCHS = 4
@@ -49,7 +49,7 @@ def populate(
 
 
 def default_value(run: PlannedRun) -> float:
-    return LEVELS[run.method] + 0.02 * noise(run.run_id) + 0.05 * noise(run.task)
+    return LEVELS[run.method] + 0.02 * noise(run.run_id) + 0.05 * noise(run.task.name)
 
 
 def noise(name: str) -> float:
@@ -60,7 +60,7 @@ def noise(name: str) -> float:
 def write_run(results: Path, run: PlannedRun, best: float, predictions: bool = False) -> RunRecord:
     digest = None
     if predictions:
-        splits = TASKS[run.task].validation_splits
+        splits = run.task.validation_splits
         content = save({f"{epoch}.{split}": np.zeros(4, np.int16) for epoch in (3, 4) for split in splits})
         digest = hashlib.sha256(content).hexdigest()
         write_atomically(results / "predictions" / f"{run.run_id}.safetensors", content)
@@ -71,7 +71,7 @@ def write_run(results: Path, run: PlannedRun, best: float, predictions: bool = F
 
 def synthetic_record(run: PlannedRun, best: float, predictions: str | None = None) -> RunRecord:
     """A record of four epochs: the third is the best, the last a little lower."""
-    split = "validation_matched" if run.task == "mnli" else "validation"
+    split = "validation_matched" if run.task.name == "mnli" else "validation"
     values = [best - 0.05, best - 0.01, best, best - 0.004 * (1 + noise(f"last {run.run_id}"))]
     epochs = [
         {"epoch": i, "step": 10 * i, "train_loss": 1 / i, "metrics": {split: {"headline": value}}}
@@ -104,7 +104,7 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
                 "is_part": False,
                 "rows": rows,
                 "official_rows": rows,
-                "fingerprint": hashlib.sha256(run.task.encode()).hexdigest(),
+                "fingerprint": hashlib.sha256(run.task.name.encode()).hexdigest(),
             },
         },
         predictions=predictions,
@@ -114,5 +114,6 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
 def runs_of(facts: Iterable[Mapping[str, Any]], records: pd.DataFrame) -> pd.DataFrame:
     """The report's frame of runs: run_id, `FACTS`, and experiment and columns if they matter, next to their records."""
     usual = {"experiment": "glue_table2", "model": "minilm", "protocol": "ours", "start": "pretrained", "columns": {}}
-    runs = pd.DataFrame([usual | dict(one) for one in facts], columns=["experiment", "run_id", *FACTS, "columns"])
+    columns = ["experiment", "run_id", *FACTS, "metric", "columns"]
+    runs = pd.DataFrame([usual | {"metric": TASKS[one["task"]].metric} | dict(one) for one in facts], columns=columns)
     return with_records(runs, records if "collapsed" in records else records.assign(collapsed=math.nan))

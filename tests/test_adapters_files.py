@@ -12,6 +12,7 @@ import torch
 from processor import NARROWEST
 from safetensors.torch import load_file, save_file
 from tiny_adapters import METHODS, five, logits, with_method
+from trained import ensure_record
 
 from lora.adapters import folder as folders
 from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
@@ -24,7 +25,6 @@ from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
 from lora.models.load import load_encoder
 from lora.models.modules import checksum
 from lora.records.record import adapter_path, record_path
-from lora.sweep.worker import ensure_record
 
 ORIGIN = Origin("rte", ("entailment", "not_entailment"), Score("accuracy", "validation", 3, 0.75), "run-01234567", 128)
 

@@ -9,13 +9,13 @@ import psutil
 import pytest
 from commands import command
 from test_sweeps import wait_for
+from trained import ensure_record
 
 from lora.cost.bench import command as bench
 from lora.cost.bench import page, peer
 from lora.cost.machine import COMMITTED, as_json
 from lora.cost.timing import median_interval, shown
 from lora.files import ROOT
-from lora.sweep.worker import ensure_record
 from lora.table import MARK
 
 TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # by torch and datasets, about pinned memory and the like

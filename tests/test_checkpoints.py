@@ -9,12 +9,12 @@ import pytest
 import torch
 from comparing import equal_science
 from processor import NARROWEST
+from trained import run
 
 from lora import cli
 from lora.records import provenance
 from lora.records.record import checkpoint_path, read_record, record_path
 from lora.training import evaluation, processes
-from lora.training.loop import run
 from lora.training.processes import InterruptedRunError
 
 EPOCHS = 3  # of five steps

@@ -5,13 +5,14 @@ import torch
 from commands import lora
 from machines import GPU, SpyJob, with_gpus
 from test_launch import launched
+from trained import run
 
+from lora.config.run import PlannedRun
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.sweep import pool
-from lora.sweep.expand import PlannedRun
 from lora.sweep.request import select_runs
 from lora.training import device
-from lora.training.loop import run
 
 HAS_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU")
@@ -30,7 +31,7 @@ def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overr
 
 
 def planned(config) -> list[PlannedRun]:
-    return [PlannedRun(config.run_id, config, ("adhoc",))]
+    return [PlannedRun(config, TASKS[config.task], ("adhoc",))]
 
 
 # Concurrent runs.
@@ -72,7 +73,7 @@ def test_workers_share_the_gpus_evenly(tmp_path, monkeypatch):
     monkeypatch.setenv(pool.VISIBLE, "7,5")
     for gpus, seen in ((("7", "5"), ["5", "5", "7", "7"]), (("7",), ["7,5"] * 4)):
         spied = tmp_path / "-".join(gpus)
-        assert pool.run_jobs([SpyJob((), (), str(tmp_path), str(spied))] * 4, 4, gpus, lambda: None) == {}
+        assert pool.run_jobs([SpyJob((), str(tmp_path), str(spied))] * 4, 4, gpus, lambda: None) == {}
         assert sorted(spied.read_text().split()) == seen
 
 

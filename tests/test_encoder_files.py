@@ -6,13 +6,14 @@ import signal
 
 import pytest
 import tiny
+import trained
 from commands import command
+from trained import ensure_record
 
 from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.records.record import adapter_path, record_path
-from lora.sweep.worker import ensure_record
-from lora.training import loop, processes
+from lora.training import processes
 from lora.training.processes import InterruptedRunError
 
 
@@ -67,10 +68,10 @@ def test_another_vocabulary_is_not_taken_for_the_recorded_one(run, own_model, tm
 def test_another_vocabulary_does_not_resume_a_checkpoint(run, own_model, listening, capfd):
     config = run("train.epochs=2")
     with pytest.raises(InterruptedRunError):
-        loop.run(config, lambda progress: progress.step == 3 and os.kill(os.getpid(), signal.SIGTERM))
+        trained.run(config, lambda progress: progress.step == 3 and os.kill(os.getpid(), signal.SIGTERM))
     processes.noted.clear()  # a new process starts without them
     swap_words(own_model)
-    record, *_ = loop.run(config)
+    record, *_ = trained.run(config)
     assert record.provenance["resumed"] == 0 and "made from other inputs" in capfd.readouterr().err
 
 

@@ -14,6 +14,7 @@ from comparing import equal_science
 from processor import needs_bf16
 from scipy import stats
 from torch.nn import functional as F
+from trained import run
 
 from lora.config.auto import ARCHITECTURES
 from lora.cost.subjects import saved_bytes
@@ -25,7 +26,6 @@ from lora.training.fused import encoder, functions, kernels
 from lora.training.fused.encoder import fuse
 from lora.training.fused.functions import Masks
 from lora.training.fused.optimizer import FusedAdamW
-from lora.training.loop import run
 
 
 @pytest.mark.parametrize("config", [LoraConfig(rank=3, dora=True), PeftConfig(options={"r": 4})], ids=["dora", "vera"])

@@ -22,7 +22,11 @@ def ids(runs):
 
 def selected_by_hand(runs, values):
     """The runs whose own attributes have the values, with the MNLI runs that they start from."""
-    chosen = [run for run in runs if all(str(getattr(run, key)) in allowed for key, allowed in values.items())]
+    chosen = [
+        run
+        for run in runs
+        if all(str(getattr(run.config if key == "task" else run, key)) in allowed for key, allowed in values.items())
+    ]
     if "start" not in values:
         chosen = [run for run in chosen if run.start == "pretrained" or run.model != "minilm"]
     return ids(chosen) | {run.parent for run in chosen if run.parent}
@@ -63,11 +67,11 @@ def test_a_default_is_narrowed_and_never_enlarged():
     """`small` trains a part of its runs. A command that selects gets a part of that part, or what it names instead."""
     default, whole = every_run("small"), select_runs("small", [], whole=True)
     assert len(default) == 45 and ids(default) < ids(whole)
-    assert ids(select_runs("small", ["task=cola"])) == {run.run_id for run in default if run.task == "cola"}
+    assert ids(select_runs("small", ["task=cola"])) == {run.run_id for run in default if run.task.name == "cola"}
     (one,) = select_runs("small", ["task=rte", "method=lora", "seed=1"])
     assert (one.start, one.parent) == ("pretrained", None)
     started = select_runs("small", ["task=rte", "seed=1", "start=mnli"])
-    child, parent = sorted(started, key=lambda run: run.task == "mnli")
+    child, parent = sorted(started, key=lambda run: run.task.name == "mnli")
     assert child.parent == parent.run_id
     assert {run.seed for run in select_runs("small", ["seed=4", "method=bitfit,full"])} == {4}
     assert {run.experiments[0] for run in select_runs("small", ["method.rank=64"])} == {"lora_ranks"}
@@ -93,7 +97,7 @@ def test_the_seeds_of_a_task_of_ones_own_are_free(tmp_path):
 
 def test_values_replace_those_of_a_named_grid_that_lacks_them():
     runs = select_runs("small", ["experiment=glue_table2", "task=cola", "method=full,adapterdrop", "seed=3,11"])
-    assert {(run.method, run.task, run.seed) for run in runs} == {
+    assert {(run.method, run.task.name, run.seed) for run in runs} == {
         (method, "cola", seed) for method in ("full", "adapterdrop") for seed in (3, 11)
     }
 
@@ -101,7 +105,7 @@ def test_values_replace_those_of_a_named_grid_that_lacks_them():
 def test_values_that_a_named_grid_has_select_its_blocks():
     """The commands by which the long run was planned: each block has its own rates and seeds."""
     asked = ["experiment=learning_rate", "seed=5", "method=full", "train.lr=2e-5,5e-5"]
-    assert {(run.task, run.seed, run.config.train.lr) for run in select_runs("long", asked)} == {
+    assert {(run.task.name, run.seed, run.config.train.lr) for run in select_runs("long", asked)} == {
         ("cola", 5, 2e-5), ("cola", 5, 5e-5)
     }  # fmt: skip
     assert len(select_runs("decide", ["experiment=lora_targets", "seed=6"])) == 7
@@ -109,7 +113,7 @@ def test_values_that_a_named_grid_has_select_its_blocks():
 
 def test_without_an_experiment_the_values_are_the_grid():
     asked = ["experiment=null", "task=ratings,reviews", "method=lora,bitfit", "seed=7,8"]
-    assert {(run.task, run.method, run.seed) for run in select_runs("mini", asked)} == {
+    assert {(run.task.name, run.method, run.seed) for run in select_runs("mini", asked)} == {
         *itertools.product(("ratings", "reviews"), ("lora", "bitfit"), (7, 8))
     }
 

@@ -31,7 +31,7 @@ def unselected(run) -> float:
 def runs():
     """One of them is not trained yet."""
     planned = select_runs("layers", ["experiment=layers"])
-    return [run for run in planned if (run.slug, run.task, run.seed) != ("houlsby-m8", "mrpc", 28)]
+    return [run for run in planned if (run.slug, run.task.name, run.seed) != ("houlsby-m8", "mrpc", 28)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def report(tmp_path_factory, runs):
 
 
 def test_every_claim_is_judged_by_the_unselected_score(report, runs):
-    scores = {(run.slug, run.task, run.seed): 100 * unselected(run) for run in runs}
+    scores = {(run.slug, run.task.name, run.seed): 100 * unselected(run) for run in runs}
     verdicts = [each for each in report.verdicts if each.claim.experiment == "layers"]
     assert {each.claim.id for each in verdicts} == {one.id for one in read_claims() if one.experiment == "layers"}
     assert len(verdicts) == 14
@@ -77,7 +77,7 @@ def test_the_paper_s_cells_are_those_of_table_2():
 
 def test_the_table_and_the_figure_have_scipys_interval_of_each_arm_minus_q_v(report, runs):
     (table,) = [table for table in report.tables if table.name == "layers"]
-    scores = {(run.slug, run.task, run.seed): 100 * unselected(run) for run in runs}
+    scores = {(run.slug, run.task.name, run.seed): 100 * unselected(run) for run in runs}
     cells = table.cells.set_index(["Task", "Method"])["Unselected, minus q, v"]
     (panel,) = report.figures["layers"]["panels"]
     labels = {slug_label(run.slug): run.slug for run in runs}
@@ -113,7 +113,7 @@ def test_the_rule_about_the_heads_rate(tmp_path, lead, gain, start):
 
 def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp_path):
     for run in select_runs("layers", ["experiment=learning_rate", "task=mrpc,stsb"]):
-        best = {"mrpc": 1e-3, "stsb": 5e-4}[run.task] if run.method == "lora" else 1e-4
+        best = {"mrpc": 1e-3, "stsb": 5e-4}[run.task.name] if run.method == "lora" else 1e-4
         value = {"value": 0.7 - abs(math.log10(run.config.train.lr / best)) / 10}
         record = synthetic_record(run, 0.9 - value["value"] / 10)  # the best epoch would choose another
         write_record(tmp_path / "layers", dataclasses.replace(record, selected=record.selected | {"split_half": value}))

@@ -9,11 +9,11 @@ import yaml
 from synthetic import populate
 
 from lora.config.compose import CONF
+from lora.config.run import PlannedRun
 from lora.records.record import load_curves
 from lora.report.build import build
 from lora.report.comparisons import learning_rate_table, taken, tried_rows
 from lora.report.gather import Gathered, gather
-from lora.sweep.expand import PlannedRun
 from lora.table import Table
 
 GIVEN = ["experiment=learning_rate"]

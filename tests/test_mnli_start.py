@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from trained import ensure_record
 
 from lora.config.compose import compose_family
 from lora.data.tasks import TASKS
@@ -18,7 +19,6 @@ from lora.records.record import adapter_path, load_records, record_path, write_r
 from lora.sweep.expand import state_of
 from lora.sweep.launch import to_train, train_missing, unfinished
 from lora.sweep.request import select_runs, sweep_settings
-from lora.sweep.worker import ensure_record
 from lora.training.mnli_start import start_from
 
 
@@ -35,7 +35,7 @@ def family_of(tiny_overrides, method="lora", kernels="stock"):
     """A child run and the MNLI run that it starts from."""
     fitting = {"adapterdrop": ["method.drop_layers=1"]}.get(method, [])
     overrides = [*tiny_overrides, "task=rte", "start=mnli", f"method={method}", f"train.kernels={kernels}", *fitting]
-    parent, child = compose_family(overrides)
+    parent, child = (run.config for run in compose_family(overrides))
     return child, parent
 
 
@@ -66,7 +66,7 @@ def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method
 def test_a_frozen_a_is_the_parents(tiny_overrides):
     """The parent has another seed, so that its A differs."""
     frozen = ["task=rte", "start=mnli", "start_seed=5", "method=lora", "method.frozen_a=true"]
-    parent, child = compose_family([*tiny_overrides, *frozen])
+    parent, child = (run.config for run in compose_family([*tiny_overrides, *frozen]))
     ensure_record(parent, mistakes_fail=False)
     stored, started = load_file(adapter_path(parent.runtime.outputs, parent.run_id)), fresh(child)
     factors = [name for name, _ in started.named_parameters() if ".lora_" in name]
@@ -95,7 +95,7 @@ def test_debertas_pooler_is_carried_over_and_its_classifier_is_new(architecture,
     """The released models' load hooks do the same to a checkpoint with another number of labels."""
     folder = tiny.folder(tmp_path / architecture, architecture)
     overrides = [*tiny_overrides, f"model.path={folder}", "task=rte", "start=mnli", "method=lora", "train.epochs=1"]
-    parent, child = compose_family(overrides)
+    parent, child = (run.config for run in compose_family(overrides))
     ensure_record(parent, mistakes_fail=False)
     stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
     untouched, started = fresh(child), fresh(child)
@@ -131,9 +131,9 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     overrides = [o for o in tiny_overrides if not o.startswith(("task=", "profile="))]
     overrides += ["method=lora", "start=mnli", "task=rte,mrpc", "seed=1,2"]
     runs = select_runs("small", [*overrides, "experiment=null"])
-    parents = {run.run_id: run for run in runs if run.task == "mnli"}
+    parents = {run.run_id: run for run in runs if run.task.name == "mnli"}
     assert len(runs) == 6 and len(parents) == 2
-    assert {run.parent for run in runs if run.task != "mnli"} == set(parents)
+    assert {run.parent for run in runs if run.task.name != "mnli"} == set(parents)
     assert all(run.config.runtime.save_adapter for run in parents.values())
     settings, results = sweep_settings("small", overrides), tmp_path / "results"
     todo = to_train(settings, runs, state_of(runs, *load_records(results)))

@@ -91,7 +91,7 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
         name: pd.DataFrame({**rows, "run_id": [f"{name}{seed}" for seed in range(5)], "best": best})
         for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))
     }
-    pairs = all_pairs(groups).assign(model="minilm", p_holm=1.0)
+    pairs = all_pairs(groups).assign(model="minilm", p_holm=1.0, place="CoLA (Matthews)")
     same = [(f"B{seed}", f"A{seed}") for seed in range(5)]
     for runs, low, shown, word in (
         (same, 1.0, "+1.0 to +12.0", "higher"),
@@ -145,9 +145,9 @@ def test_scores_on_different_numbers_of_train_rows_are_told_apart():
     asked = ["experiment=null", "task=cola", "seed=1", "rates=null"]
     runs = [*select_runs("small", [*asked, "method=full,lora"])]
     runs += select_runs("small", [*asked, "method=lora", "data.train_rows=60"])
-    told = labels(facts_of([("", run.config) for run in (runs[0], runs[-1])]).itertuples())
+    told = labels(facts_of([("", run) for run in (runs[0], runs[-1])]).itertuples())
     assert set(told.values()) == {"train_rows=4000", "train_rows=60"}
-    assert set(labels(facts_of([("", run.config) for run in runs[:2]]).itertuples()).values()) == {""}
+    assert set(labels(facts_of([("", run) for run in runs[:2]]).itertuples()).values()) == {""}
 
 
 def test_untuned_rates_stand_above_the_table_and_tuning_runs_are_in_none(moods):

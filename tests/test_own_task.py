@@ -18,9 +18,9 @@ from own_tasks import settings as settings_of
 from lora.adapters.merge import load_adapter
 from lora.adapters.predict import local_encoder
 from lora.config.compose import compose_run
-from lora.data.own_task import FOLDER, add_kept_tasks, add_task, keep_task
+from lora.data.own_task import FOLDER, find_task, keep, kept_tasks, read_task
 from lora.data.read import read
-from lora.data.tasks import TASKS, find_task
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.models.load import load_encoder
 from lora.records.predictions import dev_predictions
@@ -39,13 +39,13 @@ def rows_of(task, split="train"):
 
 
 def test_a_task_is_named_by_its_file_and_by_what_it_says(tmp_path):
-    task = add_task(write_task(tmp_path / "one", "my moods!"))
-    assert task.name.startswith("my_moods-") and TASKS[task.name] is task
+    task = read_task(write_task(tmp_path / "one", "my moods!"))
+    assert task.name.startswith("my_moods-")
     assert task.official_rows == {"train": 4, "validation": 4} and task.family == "own"
-    again = add_task(write_task(tmp_path / "two", "my moods!"))
+    again = read_task(write_task(tmp_path / "two", "my moods!"))
     assert again.name == task.name, "another folder is the same definition"
     others = [
-        add_task(write_task(tmp_path / "one", "my moods!", **change)).name
+        read_task(write_task(tmp_path / "one", "my moods!", **change)).name
         for change in (
             {"labels": ["good", "bad"]},
             {"metric": "f1"},
@@ -64,7 +64,7 @@ def test_two_folders_with_one_definition_and_other_rows_are_not_one_task(tmp_pat
         select_runs("own", asked)
     renamed = folds[1].rename(tmp_path / "two" / "fold_two.yaml")
     runs = select_runs("own", [*asked[:2], f"task={folds[0]},{renamed}"])
-    assert {run.task.partition("-")[0] for run in runs} == {"moods", "fold_two"}
+    assert {run.task.name.partition("-")[0] for run in runs} == {"moods", "fold_two"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_two_folders_with_one_definition_and_other_rows_are_not_one_task(tmp_pat
 def test_a_broken_rule_of_the_file_is_named(changes, message, tmp_path):
     path = write_task(tmp_path, **changes)
     with pytest.raises(UserError, match=rf"(?s)moods.yaml does not define a task:\n.*{message}"):
-        add_task(path)
+        read_task(path)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_broken_rule_of_the_file_is_named(changes, message, tmp_path):
 def test_a_file_that_is_no_yaml_is_refused_with_its_line(content, message, tmp_path):
     (tmp_path / "moods.yaml").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        add_task(tmp_path / "moods.yaml")
+        read_task(tmp_path / "moods.yaml")
 
 
 # The rows
@@ -129,14 +129,14 @@ HARD = [('a "quoted", text', "good"), ("ünïcode\u2028 in it", "bad"), ("NA", "
 def test_every_form_gives_the_same_rows(ending, tmp_path):
     for split in ("train", "dev"):
         write_as(tmp_path / f"{split}{ending}", HARD)
-    task = add_task(write_task(tmp_path, train=f"train{ending}", dev=f"dev{ending}"))
+    task = read_task(write_task(tmp_path, train=f"train{ending}", dev=f"dev{ending}"))
     assert rows_of(task) == {"text": [text for text, _ in HARD], "label": [1, 0, 1, 0], "idx": [0, 1, 2, 3]}
 
 
 def test_quoted_cells_hold_line_ends_and_blank_lines_may_end_a_file(tmp_path):
     path = write_csv(tmp_path / "train.csv", [("one\ntwo\nthree", "good"), ("four", "bad")])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n\n")
-    assert rows_of(add_task(write_task(tmp_path)))["text"] == ["one\ntwo\nthree", "four"]
+    assert rows_of(read_task(write_task(tmp_path)))["text"] == ["one\ntwo\nthree", "four"]
 
 
 @pytest.mark.parametrize("ending", FORMS)
@@ -145,9 +145,9 @@ def test_whole_numbers_are_labels_and_scores_are_numbers(ending, tmp_path):
     for split in ("train", "dev"):
         write_as(tmp_path / f"{split}{ending}", rows, ("one", "two", "class", "score"))
     files = {"columns": ["one", "two"], "train": f"train{ending}", "dev": f"dev{ending}"}
-    classes = add_task(write_task(tmp_path, "classes", label="class", labels=[1, 0], **files))
+    classes = read_task(write_task(tmp_path, "classes", label="class", labels=[1, 0], **files))
     assert classes.labels == ("1", "0") and rows_of(classes)["label"] == [1, 0, 0]
-    scored = add_task(write_task(tmp_path, "scored", label="score", **SCORED | {"range": [-1, 2]}, **files))
+    scored = read_task(write_task(tmp_path, "scored", label="score", **SCORED | {"range": [-1, 2]}, **files))
     assert rows_of(scored)["label"] == [0.5, 2.0, -1.0] and rows_of(scored)["two"] == ["b", "d", "f"]
     assert scored.label_std == pytest.approx(np.std([0.5, 2.0, -1.0]))
 
@@ -157,7 +157,7 @@ def test_whole_numbers_are_labels_and_scores_are_numbers(ending, tmp_path):
 def test_truth_values_are_labels_as_json_writes_them(labels, cells, ending, tmp_path):
     for split in ("train", "dev"):
         write_as(tmp_path / f"{split}{ending}", [("a", cells[0]), ("b", cells[1])])
-    task = add_task(write_task(tmp_path, labels=labels, train=f"train{ending}", dev=f"dev{ending}"))
+    task = read_task(write_task(tmp_path, labels=labels, train=f"train{ending}", dev=f"dev{ending}"))
     assert rows_of(task)["label"] == [labels.index(str(cell).lower()) for cell in cells]
 
 
@@ -195,7 +195,7 @@ def bad_rows(kind, tmp_path):
 def test_bad_rows_are_named(kind, tmp_path):
     path, message = bad_rows(kind, tmp_path)
     with pytest.raises(UserError, match=message):
-        add_task(path)
+        read_task(path)
 
 
 def test_bad_rows_are_one_message_of_every_command_and_leave_nothing_behind(tmp_path):
@@ -212,7 +212,7 @@ def test_bad_rows_are_one_message_of_every_command_and_leave_nothing_behind(tmp_
 def test_a_score_is_a_number_of_the_range(score, tmp_path):
     write_csv(tmp_path / "train.csv", [("a", "0"), ("b", "5"), ("c", score)])
     with pytest.raises(UserError, match=r"train.csv, row 3: .* in column mood: a score is a number from 0 to 5"):
-        add_task(write_task(tmp_path, **SCORED))
+        read_task(write_task(tmp_path, **SCORED))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_score_is_a_number_of_the_range(score, tmp_path):
 )
 def test_a_file_that_is_absent_is_answered_with_those_that_exist(file, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        add_task(write_task(tmp_path, dev=file))
+        read_task(write_task(tmp_path, dev=file))
 
 
 def test_a_test_split_needs_no_labels_and_files_may_lie_anywhere(tmp_path):
@@ -233,10 +233,10 @@ def test_a_test_split_needs_no_labels_and_files_may_lie_anywhere(tmp_path):
     test = tmp_path / "elsewhere" / "test.csv"
     for rows, header in (([("x",), ("y",)], ("text",)), ([("x", ""), ("y", "")], ("text", "mood"))):
         write_csv(test, rows, header)
-        assert rows_of(add_task(path), "test")["label"] == [None, None]
+        assert rows_of(read_task(path), "test")["label"] == [None, None]
     write_csv(test, [("x", "good"), ("y", "")])
     with pytest.raises(UserError, match=r"test.csv, row 2: no label in column mood"):
-        add_task(path)
+        read_task(path)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}.yaml", "~nobody-here/moods.yaml", "no/moods.yaml"])
@@ -247,7 +247,7 @@ def test_a_task_that_does_not_exist_is_one_message(name, tmp_path):
 
 def test_task_names_a_file_by_its_path_or_by_its_place_in_conf(tmp_path, monkeypatch):
     path = write_task(tmp_path, "moods")
-    monkeypatch.setattr("lora.data.tasks.TASK_FILES", tmp_path)
+    monkeypatch.setattr("lora.data.own_task.TASK_FILES", tmp_path)
     assert find_task(str(path), tmp_path).name == find_task("moods", tmp_path).name
     with pytest.raises(UserError, match=r"task must be one of mnli, .*, moods, or a file "):
         find_task("mood", tmp_path)
@@ -262,31 +262,28 @@ def test_a_task_given_as_a_file_means_the_profile_own_unless_one_is_given(tmp_pa
 
 
 def test_results_keep_the_definition_for_other_processes(tmp_path):
-    task = add_task(write_task(tmp_path / "data", metric="matthews"))
-    keep_task(task, tmp_path / "results")
-    del TASKS[task.name]
-    assert add_kept_tasks(tmp_path / "results") == [task.name]
-    kept = TASKS[task.name]
+    task = read_task(write_task(tmp_path / "data", metric="matthews"))
+    keep(task, tmp_path / "results")
+    ((name, kept),) = kept_tasks(tmp_path / "results").items()
+    assert name == kept.name == task.name
     assert (kept.columns, kept.labels, kept.metric) == (("text",), ("bad", "good"), "matthews")
     assert kept.official_rows == task.official_rows
     assert read(kept, "own").fingerprint == read(task, "own").fingerprint
-    del TASKS[task.name]
     shutil.move(tmp_path / "data", tmp_path / "moved")
-    add_kept_tasks(tmp_path / "results")
     with pytest.raises(UserError, match=f"where the rows of {task.name} lie is not known here: name its file, task="):
-        read(TASKS[task.name], "own")
+        read(kept_tasks(tmp_path / "results")[name], "own")
     path = tmp_path / "results" / FOLDER / f"{task.name}.json"
     content = json.loads(path.read_text())
     content["definition"]["labels"] = ["good", "bad"]
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="holds another definition than its name says"):
-        add_kept_tasks(tmp_path / "results")
+        kept_tasks(tmp_path / "results")
 
 
 def test_runs_carry_the_definitions_digits_and_no_other_task_may_take_its_place(tmp_path):
     path = write_task(tmp_path)
     config = compose_run(["profile=own", f"task={path}", "train.precision=fp32"])
-    assert config.task == add_task(path).name and config.data.source == "own"
+    assert config.task == read_task(path).name and config.data.source == "own"
     assert f".{config.task}.s1-" in config.run_id
     for override, message in (
         ("data.path=/x", "data.path must be null for a task of your own"),
@@ -408,7 +405,7 @@ def test_scores_that_are_equal_in_float32_are_other_rows(tmp_path):
     for score in (1e9 + 0.25, 1e9 + 0.75):
         for split in ("train", "dev"):
             write_csv(tmp_path / f"{split}.csv", [("a", 1e9), ("b", 1e9 + 1), ("c", score)])
-        prints.append(read(add_task(write_task(tmp_path, **SCORED | {"range": [1e9, 1e9 + 1]})), "own").fingerprint)
+        prints.append(read(read_task(write_task(tmp_path, **SCORED | {"range": [1e9, 1e9 + 1]})), "own").fingerprint)
     assert len({*prints}) == 2
 
 
@@ -432,8 +429,7 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
         path = scored(tmp_path / f"to_{high}", low, high)
         done = lora("profile=own", f"task={path}", "method=lora", "seed=1", "runtime.save_adapter=true", *settings)
         assert done.returncode == 0, done.stderr
-        (record,) = (r for r in load_records(tmp_path / "results")[0] if r.config["task"] == add_task(path).name)
-        del TASKS[record.config["task"]]  # the adapter's folder says what is needed
+        (record,) = (r for r in load_records(tmp_path / "results")[0] if r.config["task"] == read_task(path).name)
         output = tmp_path / f"to_{high}.tsv"
         (adapter,) = (tmp_path / "outputs" / "adapters").glob(f"*{record.config['task']}*")
         given = ["--adapter", adapter, "--model", settings[1].partition("=")[2], "--input", path.parent / "dev.csv"]

@@ -3,9 +3,9 @@
 import pytest
 import tiny
 from processor import NARROWEST
+from trained import ensure_record
 
 from lora.config.compose import compose_family
-from lora.sweep.worker import ensure_record
 
 SMALLER = ["train.epochs=1", "data.max_length=32", "data.source=tsv", "runtime.device=cpu", "runtime.tracking=off"]
 
@@ -25,10 +25,10 @@ def test_a_run_of_the_paper_profile_trains(tmp_path, glue_dir, architecture, mod
     overrides += ["model.source=local", f"model.path={folder}", f"data.path={glue_dir}"]
     overrides += [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
     precision = "bf16" if model == "deberta_v2_xxl" else "fp32"
-    assert compose_family(overrides)[-1].train.precision == precision
+    assert compose_family(overrides)[-1].config.train.precision == precision
     if precision == "bf16":
         overrides.append(f"train.precision={NARROWEST}")
-    *parents, config = compose_family(overrides)
+    *parents, config = (run.config for run in compose_family(overrides))
     assert (config.start == "mnli") == (method == "lora") == bool(parents)
     for first in parents:
         parent = ensure_record(first, mistakes_fail=False)

@@ -15,6 +15,7 @@ from test_checkpoints import NEVER, stop
 from tiny_adapters import logits, with_method
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
+from trained import ensure_record, planned, run
 
 from lora.adapters.adapter import adapter_of
 from lora.adapters.folder import save_adapter
@@ -22,6 +23,7 @@ from lora.adapters.merge import load_adapter, merge, swap, unmerge
 from lora.adapters.peft import to_peft
 from lora.cost.efficiency.summary import read_summary
 from lora.cost.machine import COMMITTED
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import apply
@@ -29,9 +31,8 @@ from lora.methods.bridge import REFUSED, parameters, tuner_config
 from lora.methods.configs import PeftConfig
 from lora.models.modules import checksum, is_head, trainable
 from lora.sweep import worker
-from lora.sweep.worker import ensure_record, verify_inputs
+from lora.sweep.worker import verify_inputs
 from lora.training.device import start_process
-from lora.training.loop import run
 from lora.training.ranks import allocator
 from lora.training.step import MicroBatch, make_optimizer, prepare_step
 
@@ -203,7 +204,7 @@ def test_what_peft_allocates_is_as_in_its_own_loop(tiny_config, kind):
     labels = torch.arange(len(batch["input_ids"])) % 2
     model, base = tiny.model("bert").eval(), tiny.model("bert").eval()
     apply(model, config.method, seed=3)
-    step = prepare_step(model, config, start_process(config), steps)
+    step = prepare_step(model, config, TASKS[config.task], start_process(config), steps)
     more = {"total_step": steps} if kind == "adalora" else {}
     theirs = peft.get_peft_model(base, tuner_config(kind)(target_modules=["query", "value"], **more, **options))
     ours = {name.replace(".default", ""): p for name, p in trainable(model) if not is_head(model, name)}
@@ -479,7 +480,7 @@ def test_a_run_records_what_peft_resolved_and_decides_no_kernels_for_other_metho
     assert (stated["version"], stated["r"], stated["d_initial"]) == (peft.__version__, 4, 0.1)
     assert tiny_config("method=lora", "train.kernels=auto").train.kernels == "fused"
     assert tiny_config("method=vera", "method.options={r: 4}", "train.kernels=auto", "train.epochs=1") == config
-    verify_inputs([config], [record], ())
+    verify_inputs([planned(config)], [record], ())
     monkeypatch.setattr(worker, "version", lambda name: "0.99")
     with pytest.raises(UserError, match=r"the PEFT versions are not those .*\(0\.99 here, "):
-        verify_inputs([config], [record], ())
+        verify_inputs([planned(config)], [record], ())

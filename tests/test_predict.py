@@ -17,6 +17,7 @@ import torch
 from commands import command
 from glue_files import GLUE_TASKS
 from safetensors.numpy import load_file
+from trained import ensure_record
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
@@ -30,7 +31,6 @@ from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.models.load import load_encoder
 from lora.records.record import adapter_path
-from lora.sweep.worker import ensure_record
 
 main = command("predict")
 

@@ -8,11 +8,11 @@ import sys
 import pytest
 from commands import lora
 from safetensors.torch import load_file
+from trained import run
 
 from lora.files import ROOT
 from lora.records.record import adapter_path, read_record
 from lora.training import processes
-from lora.training.loop import run
 from lora.training.processes import local_rank, world_size
 
 LAUNCHERS = {
@@ -88,18 +88,19 @@ def test_a_batch_that_does_not_divide_is_refused_once_and_leaves_nothing(tiny_ov
 RESUMED = """
 import os, pickle, signal, sys
 from lora.training import processes
+from lora.data.tasks import TASKS
 from lora.training.loop import run
 config = pickle.load(open(sys.argv[1], "rb"))
 def stop(progress):
     if progress.step == 14 + int(os.environ["RANK"]):  # they stop together, after the vote of step 16
         os.kill(os.getpid(), signal.SIGTERM)
-whole, predictions, adapter = run(config)
+whole, predictions, adapter = run(config, TASKS[config.task])
 processes.listen()
 try:
-    run(config, stop)
+    run(config, TASKS[config.task], stop)
 except processes.InterruptedRunError:
     processes.noted.clear()
-record, again, adapted = run(config)
+record, again, adapted = run(config, TASKS[config.task])
 assert (record.epochs, again, adapted) == (whole.epochs, predictions, adapter), (record.epochs, whole.epochs)
 if os.environ["RANK"] == "0":
     print("resumed", record.provenance["resumed"])

@@ -9,6 +9,7 @@ import time
 import pytest
 from synthetic import synthetic_record
 from test_results import record
+from trained import planned
 
 from lora.records.record import write_record
 from lora.sweep import expand, progress
@@ -144,7 +145,7 @@ EPOCHS = [{"epoch": number, "step": 4 * number, "train_loss": 0.5 / number, "met
 def test_a_single_run_has_a_line_per_epoch_and_a_resumed_one_repeats_none(first, tiny_config, tmp_path, capsys):
     """Two epochs of four steps each. An epoch's metric is known in the next epoch."""
     with held(tmp_path, "x") as note:
-        display = Display(tiny_config(), note)
+        display = Display(planned(tiny_config()), note)
         for step in range(first, 9):
             epoch = (step + 3) // 4
             for watcher in (display, note):

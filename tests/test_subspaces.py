@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from trained import planned, run
 
 from lora.adapters.folder import write_folder
 from lora.errors import UserError
@@ -17,7 +18,6 @@ from lora.report.analyses import subspaces
 from lora.report.analyses.subspaces import amplification, analyse, read_adapter, similarity
 from lora.report.catalogue import table7
 from lora.rng import gaussian
-from lora.training.loop import run
 
 RANDOM = np.random.default_rng(0)
 
@@ -80,7 +80,7 @@ def trained(tiny_config, small_ranks):
         config = tiny_config("method=lora", f"method.rank={rank}", f"seed={seed}", "runtime.save_adapter=true")
         record, _, files = run(config)
         write_folder(adapter_path(config.runtime.outputs, config.run_id).parent, files)
-        found["bert", "cola", rank, seed] = read_adapter(record, config)
+        found["bert", "cola", rank, seed] = read_adapter(record, planned(config))
     return found
 
 
@@ -100,9 +100,9 @@ def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
     second = trained["bert", "cola", 6, 2]
     expected = similarity(small.a[query], second.a[query])[:, [0, 1, 3, 5]]
     assert np.array(ranks["phi"]) == pytest.approx(expected, abs=1e-4)
-    untrained = [lora_a_at_start(tiny.model("bert"), saved.config, query) for saved in (small, second)]
+    untrained = [lora_a_at_start(tiny.model("bert"), saved.run.config, query) for saved in (small, second)]
     assert np.array(before["phi"]) == pytest.approx(similarity(*untrained)[:, [0, 1, 3, 5]], abs=1e-4)
-    same_seed = lora_a_at_start(tiny.model("bert"), large.config, query)
+    same_seed = lora_a_at_start(tiny.model("bert"), large.run.config, query)
     assert similarity(untrained[0], same_seed)[1, 5] == pytest.approx(1)  # comparing one seed would show this
     (table,) = [c for c in cases if c["kind"] == "amplification" and (c["target"], c["rank"]) == ("q", 2)]
     a, b = small.a[query], small.b[query]
@@ -125,7 +125,7 @@ def test_the_base_is_the_pretrained_one(trained):
 
     saved = trained["bert", "cola", 2, 1]
     weights, modules = subspaces.base_weights(saved)
-    file = load_file(f"{saved.config.model.path}/model.safetensors")
+    file = load_file(f"{saved.run.config.model.path}/model.safetensors")
     assert [name.split(".")[3] for name in modules["v"]] == ["0", "1"]
     for name, weight in weights.items():
         assert (torch.from_numpy(weight) == file[f"{name.removeprefix('bert.')}.weight"].double()).all()
@@ -133,13 +133,13 @@ def test_the_base_is_the_pretrained_one(trained):
 
 def test_an_adapter_that_is_not_the_records_is_refused(trained):
     saved = trained["bert", "cola", 2, 1]
-    path = adapter_path(saved.config.runtime.outputs, saved.record.run_id)
+    path = adapter_path(saved.run.config.runtime.outputs, saved.record.run_id)
     other = dataclasses.replace(saved.record, adapter="0" * 64)
     with pytest.raises(UserError, match=r"not the adapter that the record"):
-        read_adapter(other, saved.config)
+        read_adapter(other, saved.run)
     path.write_bytes(b"junk")
     with pytest.raises(UserError, match=r"not a whole safetensors file"):
-        read_adapter(dataclasses.replace(saved.record, adapter=hashlib.sha256(b"junk").hexdigest()), saved.config)
+        read_adapter(dataclasses.replace(saved.record, adapter=hashlib.sha256(b"junk").hexdigest()), saved.run)
     weights = {"weights": "sha256:other"}
     moved = dataclasses.replace(saved, record=dataclasses.replace(saved.record, provenance=weights))
     with pytest.raises(UserError, match=r"other weights than"):

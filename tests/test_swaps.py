@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from commands import command
+from trained import ensure_record, planned, run
 
 from lora.adapters.folder import recorded_adapter, write_folder
-from lora.data.tasks import TASKS
 from lora.methods.lowrank import LoraLinear
 from lora.models.load import load_encoder
 from lora.records.analysis import SUBTRACTION, SWAP, analysis_json, read_analyses
@@ -18,8 +18,6 @@ from lora.report.analyses import swaps
 from lora.report.analyses.swaps import SWAPS, analyse, dev_rows, same_bits, subtraction
 from lora.report.build import build
 from lora.sweep.request import select_runs
-from lora.sweep.worker import ensure_record
-from lora.training.loop import run
 
 CYCLES = 40
 gather = swaps.gather
@@ -33,7 +31,7 @@ def trained(tiny_config):
         config = tiny_config("method=lora", *given, "runtime.save_adapter=true")
         record, _, files = run(config)
         write_folder(adapter_path(config.runtime.outputs, config.run_id).parent, files)
-        found[config.run_id] = config, recorded_adapter(record, config.runtime.outputs)
+        found[config.run_id] = planned(config), recorded_adapter(record, config.runtime.outputs)
         made_from[config.run_id] = record
     return {"tiny": found}, made_from
 
@@ -51,10 +49,10 @@ def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
 
 def test_what_subtraction_leaves_is_that_of_numpys_sums(trained):
     """In fp32, added and subtracted again by NumPy. The two adapters are on different matrices."""
-    (config, first), (_, second) = trained[0]["tiny"].values()
-    cases = subtraction(config, [first, second], *dev_rows(config))
+    (of_first, first), (_, second) = trained[0]["tiny"].values()
+    cases = subtraction(of_first, [first, second], *dev_rows(of_first))
     assert [(case["label"], case["swaps"]) for case in cases] == [*itertools.product(("fp32", "bf16", "fp16"), SWAPS)]
-    model = load_encoder(config.model, TASKS[config.task], config.seed).model
+    model = load_encoder(of_first.config.model, of_first.task, of_first.seed).model
     update = {name: first.scale(name) * (b.float() @ a.float()).numpy() for name, (a, b) in first.pairs().items()}
     base = {name: model.get_submodule(name).weight.detach().numpy() for name in [*first.pairs(), *second.pairs()]}
     left = {name: weight.copy() for name, weight in base.items()}
@@ -109,8 +107,8 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit) as ended:
         command("analyse swaps")(["small", *given])
     assert ended.value.code == 2 and "runtime.save_adapter=true" in capsys.readouterr().err
-    for planned in select_runs("small", [*given, "experiment=null"]):
-        ensure_record(planned.config, mistakes_fail=False)
+    for one in select_runs("small", [*given, "experiment=null"]):
+        ensure_record(one.config, mistakes_fail=False)
     command("analyse swaps")(["small", *given])
     assert "0 of" in capsys.readouterr().out
     for file, count in ((SWAP, 3), (SUBTRACTION, 9)):

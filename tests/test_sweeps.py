@@ -15,12 +15,12 @@ import psutil
 import pytest
 from commands import lora
 from comparing import equal_science
+from trained import ensure_record
 
 from lora.files import ROOT
 from lora.records.record import load_records
 from lora.sweep.notes import read_notes
 from lora.sweep.request import select_runs
-from lora.sweep.worker import ensure_record
 
 KILLS = 5
 

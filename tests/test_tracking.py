@@ -11,11 +11,11 @@ import time
 import pytest
 import wandb
 from comparing import equal_science
+from trained import ensure_record
 
 from lora.files import ROOT
 from lora.sweep import tracking
 from lora.sweep.notes import Note
-from lora.sweep.worker import ensure_record
 from lora.training import processes
 from lora.training.processes import InterruptedRunError
 

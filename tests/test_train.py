@@ -14,6 +14,7 @@ import torch
 from processor import HAS_BF16
 from safetensors.numpy import load
 from torch.nn import functional as F
+from trained import run
 from transformers import DebertaConfig, DebertaForSequenceClassification, Trainer, get_linear_schedule_with_warmup
 
 from lora.config.run import run_config
@@ -29,7 +30,6 @@ from lora.models.modules import trainable
 from lora.rng import seed_for
 from lora.training import device
 from lora.training.device import start_process
-from lora.training.loop import run
 from lora.training.step import lr_factor, make_optimizer
 
 NO_DROPOUT = ("train.dropout=0.0", "train.head_dropout=0.0")
@@ -244,7 +244,7 @@ def test_with_adapters_all_trained_matrices_decay_and_no_vectors(architecture, m
 def test_the_record_holds_a_config_that_names_it(tiny_config):
     config = tiny_config()
     record, *_ = run(config)
-    assert run_config(record.config).run_id == record.run_id
+    assert run_config(record.config, TASKS[config.task]).run_id == record.run_id
     assert record.config["data"]["path"] == Path(config.data.path).name  # no path of this machine
     assert "/" not in record.config["model"]["path"]
     assert record.provenance["data"]["rows"] == {"train": 40, "validation": 20}

@@ -45,7 +45,7 @@ def test_steps_in_uneven_parts_are_those_of_plain_torch_on_whole_batches(tiny_co
     config = tiny_config("method=full", "task=cola", "train.lr=0.01", *more)
     train, task = config.train, TASKS["cola"]
     ours, plain = (load_encoder(config.model, task, 1, train.dropout, train.head_dropout).model for _ in range(2))
-    step = prepare_step(ours, config, start_process(config), steps=4)
+    step = prepare_step(ours, config, TASKS[config.task], start_process(config), steps=4)
     masks = fuse(plain, "fp32", seed_for(config.seed, "dropout")) if kernels == "fused" else None
     assert (step.masks is None) == (masks is None) and ours.get_input_embeddings().weight.requires_grad
     assert ours.get_input_embeddings().sparse == (kernels == "fused")

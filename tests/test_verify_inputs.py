@@ -7,13 +7,14 @@ import shutil
 import pytest
 import tiny
 from commands import lora
+from trained import ensure_record
 
 from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.records.record import adapter_path, read_record, record_path, write_record
 from lora.sweep import worker
 from lora.sweep.request import select_runs
-from lora.sweep.worker import ensure_record, usable_record, verify_inputs
+from lora.sweep.worker import usable_record, verify_inputs
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides
     asked = [o for o in tiny_overrides if not o.startswith("profile=")]
     parts = select_runs("small", [*asked, "experiment=null", "data.train_rows=9,12"])
     assert len(parts) == 2
-    verify_inputs([part.config for part in parts], [record], ())  # another part of the rows: nothing to compare
+    verify_inputs(parts, [record], ())  # another part of the rows: nothing to compare
 
 
 def test_a_single_run_on_other_rows_than_those_of_its_folder_is_refused(trained, tiny_overrides, monkeypatch):
@@ -136,14 +137,14 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     monkeypatch.setattr(worker, "fingerprint", lambda config: reads.append(1) or found)
     if is_refused:
         with pytest.raises(UserError, match="the revision of the rows of cola are not those"):
-            verify_inputs([done.config], [record], ())
+            verify_inputs([done], [record], ())
         return
-    verify_inputs([done.config], [record], ())
+    verify_inputs([done], [record], ())
     assert not reads
-    verify_inputs([other.config], [record], {other.run_id})
+    verify_inputs([other], [record], {other.run_id})
     found = "other rows"
     with pytest.raises(UserError, match="the rows of cola are not those"):
-        verify_inputs([other.config], [record], {other.run_id})
+        verify_inputs([other], [record], {other.run_id})
     assert len(reads) == 2
 
 

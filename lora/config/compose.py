@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from lora.config.auto import resolve_auto
 from lora.config.encoder_files import local_name
 from lora.config.rates import rate_name, tuned_rate
-from lora.config.run import RunConfig, run_config
-from lora.data.tasks import find_task, task_file
+from lora.config.run import PlannedRun, RunConfig, run_config
+from lora.data.own_task import find_task, task_file
+from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
 from lora.files import RESULTS, ROOT, at_home
 from lora.records.provenance import cores
@@ -177,41 +178,50 @@ def explain(error: Exception) -> str:
 
 
 def compose_run(overrides: Sequence[str]) -> RunConfig:
-    """The run that overrides describe (`compose_family`)."""
-    return compose_family(overrides)[-1]
+    """The settings of the run that overrides describe (`compose_family`)."""
+    return compose_family(overrides)[-1].config
 
 
-def compose_family(overrides: Sequence[str]) -> list[RunConfig]:
+def compose_family(overrides: Sequence[str], tasks: Mapping[str, Task] | None = None) -> list[PlannedRun]:
     """The run that overrides describe, after the MNLI run that it starts from, if any.
 
+    Args:
+        tasks: Value of `task` -> the task, of user-defined ones whose rows are read already.
     Raises: UserError: If there is no such task, or a value has no row in the protocol's table; SettingsError: if a rule
         is broken.
     """
     overrides = read_overrides(overrides)
-    run = _compose(overrides)
-    if run.start != "mnli":
+    run = _compose(overrides, tasks or {})
+    config = run.config
+    if config.start != "mnli":
         return [run]
-    if run.start_run is not None:
-        raise UserError(f"start_run is filled in with the run_id of the MNLI run: leave it out, got {run.start_run!r}")
-    seed = run.seed if run.start_seed is None else run.start_seed
+    if config.start_run is not None:
+        raise UserError(
+            f"start_run is filled in with the run_id of the MNLI run: leave it out, got {config.start_run!r}"
+        )
+    seed = config.seed if config.start_seed is None else config.start_seed
     own = {"task": "mnli", "start": "pretrained", "start_seed": "null", "seed": seed, "runtime.save_adapter": "true"}
     shared = [override for override in overrides if override.partition("=")[0] not in own]
-    parent = _compose([*shared, *(f"{key}={value}" for key, value in own.items())])
-    return [parent, dataclasses.replace(run, start_run=parent.run_id)]
+    parent = _compose([*shared, *(f"{key}={value}" for key, value in own.items())], {})
+    return [parent, dataclasses.replace(run, config=dataclasses.replace(config, start_run=parent.run_id))]
 
 
-def compose_settings(overrides: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The origin of a run's row, its settings without plain overrides, and with them, before `auto` is resolved."""
+def compose_settings(
+    overrides: Sequence[str], tasks: Mapping[str, Task] | None = None
+) -> tuple[Task, str, dict[str, Any], dict[str, Any]]:
+    """A run's task, the origin of its row, its settings without plain overrides, and with them, before `auto` is
+    resolved. `tasks`: see `compose_family`."""
     overrides = read_overrides(overrides)
     parsed = [parsed_override(override) for override in overrides]
     if several := [one.input_line for one in parsed if one.is_sweep_override()]:
         raise UserError(f"a single run takes one value, got {several[0]}: python -m lora -m trains several runs")
-    task = next(iter(values_given("task", overrides)[-1:]), None)
-    if task is not None:
+    word = next(iter(values_given("task", overrides)[-1:]), None)
+    task = None if word is None else (tasks or {}).get(str(word))
+    if word is not None and task is None:
         results = values_given("runtime.results", overrides)[-1:] or [f"results/{chosen_option('profile', overrides)}"]
-        task = find_task(str(task), str(results[0])).name  # a user's file, which may have changed since the last run
+        task = find_task(str(word), str(results[0]))
     sources = tuple(one.input_line for one in parsed if _is_source(one) and one.key_or_group != "task")
-    row, usual = _sections(sources, task)
+    row, usual = _sections(sources, *((None, False) if task is None else (task.name, task.own is not None)))
     settings = copy.deepcopy(usual)
     for one in (one for one in parsed if not _is_source(one)):
         *path, last = one.key_or_group.split(".")
@@ -219,12 +229,12 @@ def compose_settings(overrides: Sequence[str]) -> tuple[str, dict[str, Any], dic
         if last not in section:
             raise UserError(unknown_key(one.key_or_group))
         section[last] = one.value()
-    return row, usual, settings
+    return task or TASKS[usual["task"]], row, usual, settings
 
 
-def _compose(overrides: Sequence[str]) -> RunConfig:
+def _compose(overrides: Sequence[str], tasks: Mapping[str, Task]) -> PlannedRun:
     """Set the plain values of overrides, the tuned rate and each `auto`; then validate."""
-    row, usual, settings = compose_settings(overrides)
+    task, row, usual, settings = compose_settings(overrides, tasks)
     rates, launcher = (settings.pop(key) for key in ("rates", "launcher"))
     model, data, train, runtime = (settings[key] for key in ("model", "data", "train", "runtime"))
     for section, key in ((data, "path"), (model, "path"), (runtime, "results"), (runtime, "outputs")):
@@ -241,7 +251,7 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
     if runtime["rate_from"] == "tuned":
         train["lr"] = tuned
     resolve_auto(settings["method"], model, train, runtime, bool(launcher.get("gpus")))
-    run = run_config(settings)
+    run = run_config(settings, task)
     # not a rule of `RunConfig`, because older records may name such folders
     for name, sources, way in (("data", ("tsv", "parquet"), "data.source=tsv or parquet"), LOCAL):
         section = getattr(run, name)
@@ -249,7 +259,7 @@ def _compose(overrides: Sequence[str]) -> RunConfig:
             raise UserError(
                 f"{name}.path={section.path} would not be read, because {name}.source is {section.source}: add {way}"
             )
-    return run
+    return PlannedRun(run, task)
 
 
 def _is_source(override: Override) -> bool:
@@ -262,7 +272,7 @@ _composed_groups = functools.lru_cache(maxsize=64)(compose_config)
 
 
 @functools.lru_cache(maxsize=1024)
-def _sections(sources: tuple[str, ...], task: str | None) -> tuple[str, dict[str, Any]]:
+def _sections(sources: tuple[str, ...], task: str | None, is_own: bool) -> tuple[str, dict[str, Any]]:
     """The settings of a run as plain values, after the origin of its row: `conf` if it is the task's, else `default`.
 
     Hydra composes once for all runs of the same groups, and interpolations are resolved once for all runs of the same
@@ -271,6 +281,7 @@ def _sections(sources: tuple[str, ...], task: str | None) -> tuple[str, dict[str
     Args:
         sources: The overrides from which conf/ makes other settings.
         task: The name of the task; None for that of the configuration.
+        is_own: Whether a user has defined it.
     Raises: UserError: If the protocol's table has no row, or an incomplete one, for the task.
     """
     parsed = [parsed_override(override) for override in sources]
@@ -287,13 +298,12 @@ def _sections(sources: tuple[str, ...], task: str | None) -> tuple[str, dict[str
             f"profile {profile.name} needs a task of your own: task=my_task.yaml (TASK=my_task.yaml with make); "
             f'conf/README.md says what the file holds, under "A task of your own"'
         )
-    found = find_task(str(name), config.runtime.results)
-    row = "conf" if found.name in config.hparams else DEFAULT
+    row = "conf" if name in config.hparams else DEFAULT
     with open_dict(config):
-        config.task = found.name
+        config.task = name
         if row == DEFAULT and DEFAULT in config.hparams:
-            config.hparams[found.name] = config.hparams[DEFAULT]
-        if found.own is not None and config.data.source == profile.source:  # else it was set, and is checked
+            config.hparams[name] = config.hparams[DEFAULT]
+        if is_own and config.data.source == profile.source:  # else it was set, and is checked
             config.data.source, config.data.revision = "own", None
     sections = {"protocol": config.protocol.name, "rates": config.rates}
     try:

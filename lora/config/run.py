@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora.checks import Problems, SettingsError, build
-from lora.data.tasks import SOURCES_OF, TASKS
+from lora.data.tasks import SOURCES_OF, Task
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 
@@ -178,11 +178,7 @@ class RunConfig:
 
     def __post_init__(self):
         problems = Problems()
-        problems.check(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
         problems.check(0 <= self.seed < 2**31, "seed", "in [0, 2^31)", self.seed)
-        if self.task in TASKS:
-            sources, source = SOURCES_OF[TASKS[self.task].family], self.data.source
-            problems.check(source in sources, "data.source", f"{' or '.join(sources)} for task {self.task}", source)
         if self.start == "mnli":
             rule = f"pretrained unless task is {', '.join(MNLI_CHILDREN)}"
             problems.check(self.task in MNLI_CHILDREN, "start", rule, self.start)
@@ -201,12 +197,6 @@ class RunConfig:
             lacked = self.method.name == "peft" or getattr(self.method, "dora", False)
             problems.check(not lacked, "train.kernels", "stock or auto with method.name=peft and method.dora", "fused")
         problems.done()
-
-    @property
-    def train_rows(self) -> int:
-        """Number of train rows: a fixed part of the split, or the whole split."""
-        official = TASKS[self.task].official_rows["train"]
-        return official if self.data.train_rows is None else min(self.data.train_rows, official)
 
     @property
     def slug(self) -> str:
@@ -251,21 +241,52 @@ class RunConfig:
         return config
 
 
-def run_config(mapping: Mapping[str, Any]) -> RunConfig:
-    """Validate a composed configuration. Raises: SettingsError: With every broken rule of every section."""
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run, trained or not.
+
+    Args:
+        config: Its validated settings, with every `auto` resolved and the tuned rate, if any.
+        experiments: All experiments that expect it. A run shared by several is trained once.
+    """
+
+    config: RunConfig
+    task: Task
+    experiments: tuple[str, ...] = ()
+
+    run_id = property(lambda self: self.config.run_id)
+    model = property(lambda self: self.config.model.name)
+    method = property(lambda self: self.config.method.name)
+    slug = property(lambda self: self.config.slug)
+    seed = property(lambda self: self.config.seed)
+    protocol = property(lambda self: self.config.protocol)
+    start = property(lambda self: self.config.start)
+    parent = property(lambda self: self.config.start_run, doc="The MNLI run that it starts from, in the same sweep.")
+    examples = property(lambda self: self.train_rows * self.config.train.epochs, doc="Over all epochs.")
+
+    @property
+    def train_rows(self) -> int:
+        """Number of train rows: a fixed part of the split, or the whole split."""
+        official, part = self.task.official_rows["train"], self.config.data.train_rows
+        return official if part is None else min(part, official)
+
+
+def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
+    """Validate a composed configuration of a task. Raises: SettingsError: With every broken rule of every section."""
     method = mapping.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None
     if name not in METHODS:
         raise SettingsError([f"method.name must be one of {', '.join(METHODS)}, got {name!r}"])
-    problems, built = [], METHODS[name].config()  # so that the other sections are checked too
-    try:
+    problems, built, config = Problems(), METHODS[name].config(), None
+    try:  # each, so that the other sections are checked too
         built = build(METHODS[name].config, method, "method.")
     except SettingsError as error:
-        problems = error.problems
+        problems += error.problems
     try:
         config = build(RunConfig, {**mapping, "method": built})
+        sources, source = SOURCES_OF[task.family], config.data.source
+        problems.check(source in sources, "data.source", f"{' or '.join(sources)} for task {task.name}", source)
     except SettingsError as error:
-        raise SettingsError([*problems, *error.problems]) from None
-    if problems:
-        raise SettingsError(problems)
+        problems += error.problems
+    problems.done()
     return config

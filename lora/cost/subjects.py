@@ -94,7 +94,7 @@ def trained(config: RunConfig) -> Subject:
     encoder = load(config)[0]
     apply(encoder, config.method, config.seed)
     constant = changed(config, train={"warmup_steps": 0})
-    step = prepare_step(encoder, constant, start_process(constant), ENDLESS)
+    step = prepare_step(encoder, constant, TASKS[config.task], start_process(constant), ENDLESS)
     step.model.train()
     numbers = itertools.count()
 

@@ -1,4 +1,4 @@
-"""User-defined tasks: each is defined in a YAML file, read with its rows, and added to TASKS.
+"""User-defined tasks: each is defined in a YAML file, and read with its rows.
 
 A definition states columns, label, metric, and the files of the splits, which may lie anywhere on the disk. A folder of
 results keeps the definition and the folder of each task of its records in `tasks/`. Reports need the definition alone.
@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from lora.checks import Problems, SettingsError, build
 from lora.data.tables import read_labels, read_table
 from lora.data.tasks import KEYS, TASKS, Task
 from lora.errors import UserError, first_line
-from lora.files import at_home, read_object, write_atomically
+from lora.files import ROOT, at_home, read_object, write_atomically
 
 OF_CLASSES, OF_SCORES = ("accuracy", "f1", "macro_f1", "matthews"), ("pearson", "spearman")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 FOLDER = "tasks"  # below a folder of results
+TASK_FILES = ROOT / "conf" / "tasks"  # not conf/task: that folder would make `task` a group of Hydra
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ class Kept:
     folder: str | None = None
 
 
-def add_task(path: Path) -> Task:
-    """Read a task's file and its rows, and add the task to TASKS.
+def read_task(path: Path) -> Task:
+    """Read a task's file and its rows.
 
     Its name in run ids and tables consists of the file's name and digits of the definition's hash.
 
@@ -152,12 +154,12 @@ def add_task(path: Path) -> Task:
     spread = None if definition.labels is not None else float(np.std(labels["validation"]))
     name = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "task"
     kept = Kept(definition, {split: len(of_split) for split, of_split in labels.items()}, spread, str(folder))
-    return put(f"{name}-{definition.digits}", kept)
+    return make_task(f"{name}-{definition.digits}", kept)
 
 
-def put(name: str, kept: Kept) -> Task:
+def make_task(name: str, kept: Kept) -> Task:
     definition = kept.definition
-    TASKS[name] = Task(
+    return Task(
         name=name,
         title=name,
         columns=definition.columns,
@@ -170,23 +172,21 @@ def put(name: str, kept: Kept) -> Task:
         own=definition,
         folder=Path(kept.folder) if kept.folder and Path(kept.folder).is_dir() else None,
     )
-    return TASKS[name]
 
 
-def keep_task(task: Task, results: str | Path) -> None:
+def keep(task: Task, results: str | Path) -> None:
     """Write the definition of a user-defined task, and where it lies, into the results folder of its runs."""
     kept = Kept(task.own, task.official_rows, task.label_std, str(task.folder))
     content = f"{json.dumps(dataclasses.asdict(kept), indent=1)}\n".encode()
     write_atomically(Path(results) / FOLDER / f"{task.name}.json", content)
 
 
-def add_kept_tasks(results: str | Path) -> list[str]:
-    """Add the tasks that a folder of results keeps to TASKS. A task already in TASKS stays, with its rows.
+def kept_tasks(results: str | Path) -> dict[str, Task]:
+    """Name -> the task, of each that a folder of results keeps.
 
-    Returns: Their names.
     Raises: UserError: If a file is not a valid definition, or its hash is not the one in its name.
     """
-    names = []
+    tasks = {}
     for path in sorted((Path(results) / FOLDER).glob("*.json")):
         try:
             kept = build(Kept, read_object(path))
@@ -201,10 +201,36 @@ def add_kept_tasks(results: str | Path) -> list[str]:
                 f"regression of an earlier version, whose scores were not scaled by their range, is refused too: move "
                 f"the file and its runs to another folder"
             )
-        names.append(path.stem)
-        if path.stem not in TASKS:
-            put(path.stem, kept)
-    return names
+        tasks[path.stem] = make_task(path.stem, kept)
+    return tasks
+
+
+def task_file(given: str) -> Path | None:
+    """The file that `task=` names, by path or by its name in conf/tasks/; None for anything else."""
+    if given.endswith((".yaml", ".yml")) or "/" in given:
+        return at_home(given)
+    path = TASK_FILES / f"{given}.yaml"
+    return path if given not in TASKS and os.path.isfile(path) else None
+
+
+def find_task(given: str, results: str | Path | None = None) -> Task:
+    """The task that `task=` names: one of TASKS, a user's file, which is read, or a task that a results folder keeps.
+
+    Args:
+        results: Folder of results, whose tasks can be named as in its run ids.
+    Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
+    """
+    path = task_file(given)
+    if path is None and given in TASKS:
+        return TASKS[given]
+    if path is not None:
+        return read_task(path)
+    kept = {} if results is None else kept_tasks(results)
+    if given not in kept:
+        known = [*TASKS, *sorted(path.stem for path in TASK_FILES.glob("*.yaml")), *kept]
+        own = "or a file of your own such as task=my_task.yaml"
+        raise UserError(f"task must be one of {', '.join(known)}, {own}, got {given!r}")
+    return kept[given]
 
 
 # The rows.

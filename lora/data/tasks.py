@@ -1,16 +1,13 @@
 """TASKS: columns, labels, splits, headline metric, official sizes and file layout of each task. Torch is not loaded.
 
-A user-defined task is added when its file is read (`lora.data.own_task`).
+A user-defined task is made from its file (`lora.data.own_task`), and stands beside the settings of its runs.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
-
-from lora.errors import UserError
-from lora.files import ROOT, at_home
 
 if TYPE_CHECKING:
     import lora.data.own_task
@@ -176,37 +173,10 @@ _EMBEDDED = (
     _embedded("scrambled", 3310, 359, ONE, ACCEPTED, MATTHEWS),
 )
 
-TASKS: dict[str, Task] = {task.name: task for task in (*_GLUE, *_EMBEDDED)}
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (*_GLUE, *_EMBEDDED)})
 SOURCES_OF = {"glue": ("tsv", "parquet", "hub"), "embedded": ("embedded",), "own": ("own",)}  # by task family
-TASK_FILES = ROOT / "conf" / "tasks"  # not conf/task: that folder would make `task` a group of Hydra
 
 
-def task_file(given: str) -> Path | None:
-    """The file that `task=` names, by path or by its name in conf/tasks/; None for anything else."""
-    if given.endswith((".yaml", ".yml")) or "/" in given:
-        return at_home(given)
-    path = TASK_FILES / f"{given}.yaml"
-    return path if given not in TASKS and os.path.isfile(path) else None
-
-
-def find_task(given: str, results: str | Path | None = None) -> Task:
-    """The task that `task=` names: one of TASKS, a user's file, which is read, or a task that a results folder keeps.
-
-    Args:
-        results: Folder of results, whose tasks can be named as in its run ids.
-    Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
-    """
-    path = task_file(given)
-    if path is None and given in TASKS:
-        return TASKS[given]
-    from lora.data.own_task import add_kept_tasks, add_task
-
-    if path is not None:
-        return add_task(path)
-    if results is not None:
-        add_kept_tasks(results)
-    if given not in TASKS:
-        known = [*TASKS, *sorted(path.stem for path in TASK_FILES.glob("*.yaml"))]
-        own = "or a file of your own such as task=my_task.yaml"
-        raise UserError(f"task must be one of {', '.join(known)}, {own}, got {given!r}")
-    return TASKS[given]
+def task_order(tasks: Collection[str]) -> list[str]:
+    """The tasks, as `TASKS` lists them, then user-defined ones by name."""
+    return [*(task for task in TASKS if task in tasks), *sorted(set(tasks) - set(TASKS))]

@@ -4,7 +4,7 @@ No labels are needed: GLUE's may not be redistributed. Neither torch nor the row
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
 def splits_of(record: RunRecord) -> tuple[str, ...]:
     """The selecting split; all validation splits of the task if they are pooled."""
     split = record.selected["split"]
-    return TASKS[record.config["task"]].validation_splits if split == "pooled" else (split,)
+    return TASKS["mnli"].validation_splits if split == "pooled" else (split,)
 
 
 def is_constant(predicted: np.ndarray, task: Task) -> bool:
@@ -54,7 +54,9 @@ def is_constant(predicted: np.ndarray, task: Task) -> bool:
     return bool(np.ptp(predicted) == 0 if task.labels else predicted.std(dtype=float) < CONSTANT * task.label_std)
 
 
-def with_collapsed(frame: pd.DataFrame, records: Iterable[RunRecord], results: Path) -> tuple[pd.DataFrame, list[str]]:
+def with_collapsed(
+    frame: pd.DataFrame, records: Iterable[RunRecord], results: Path, tasks: Mapping[str, Task]
+) -> tuple[pd.DataFrame, list[str]]:
     """Add a column `collapsed` to the frame of runs: whether the predictions of the best epoch are constant.
 
     A collapsed run stays in every mean and interval. If its metric is undefined (Pearson's correlation of a constant),
@@ -63,6 +65,7 @@ def with_collapsed(frame: pd.DataFrame, records: Iterable[RunRecord], results: P
     Args:
         frame: `lora.records.record.load_frame` of the records.
         results: Folder with runs/ and predictions/.
+        tasks: Name -> task, of the records.
     Returns: The frame, with `collapsed` 1, 0, or NaN if the predictions were not kept; and a message per broken file.
     """
     constant: dict[str, dict[str, bool]] = {}
@@ -75,7 +78,7 @@ def with_collapsed(frame: pd.DataFrame, records: Iterable[RunRecord], results: P
         except UserError as error:
             problems.append(str(error))
             continue
-        task = TASKS[record.config["task"]]
+        task = tasks[record.config["task"]]
         constant[record.run_id] = {rule: is_constant(values, task) for rule, values in by_rule.items()}
     columns = {rule: frame["run_id"].map({run: rules[rule] for run, rules in constant.items()}) for rule in RULES}
     counted = {rule: frame[rule].mask(frame[rule].isna() & columns[rule].eq(True), 0.0) for rule in RULES}

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
@@ -41,6 +40,7 @@ from lora.report.runs import (
     labelled,
     slug_label,
     summarise,
+    task_title,
 )
 from lora.report.tables import table2, table5, table6, with_paper
 from lora.table import Table
@@ -249,7 +249,7 @@ def table7(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
             layers = case["layers"]
             middle = layers[len(layers) // 2]
             factors = pd.Series([layer["update"] / layer["in_update"] for layer in layers])
-            line = {"Task": TASKS[case["task"]].title, "Matrix": TARGET_TITLES[case["target"]]}
+            line = {"Task": task_title(case["task"]), "Matrix": TARGET_TITLES[case["target"]]}
             line |= {"r": str(case["rank"]), "Layer": f"{middle['layer'] + 1} of {len(layers)}"}
             line |= {title: f"{middle[norm]:.2f}" for title, norm in NORMS.items()}
             line |= {"Amplification": f"{middle['update'] / middle['in_update']:.2f}"}
@@ -257,7 +257,7 @@ def table7(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
     figures = {}
     for key, (kind, title, about) in FIGURES.items():
         panels = [
-            {"title": f"{TASKS[case['task']].title}, {case['label']}", "x": f"j, {case['x']}", "y": f"i, {case['y']}"}
+            {"title": f"{task_title(case['task'])}, {case['label']}", "x": f"j, {case['x']}", "y": f"i, {case['y']}"}
             | {"x_names": case["columns"], "y_names": case["rows"], "values": case["phi"]}
             for case in cases
             if case["kind"] == kind
@@ -276,7 +276,7 @@ def subtraction_table(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | 
     for case in cases:
         line = {"Dtype": case["label"], "Swaps": f"{case['swaps']:,}", "Error / norm of W0": f"{case['of_weight']:.1e}"}
         line |= {"Error / norm of BA": f"{case['of_update']:.1e}", "Largest change of a logit": f"{case['logits']:.1e}"}
-        title = f"Changed predictions ({TASKS[case['task']].title})"
+        title = f"Changed predictions ({task_title(case['task'])})"
         lines.append(line | {title: f"{case['changed']} of {case['rows']:,}"})
     title = f"Swaps by subtracting BA and adding B'A', without a copy of W0 ({name})"
     return Table("subtraction", title, pd.DataFrame(lines), 1, (note("subtraction"),)) if lines else None

@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from lora.config.rates import Rate
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.records.analysis import Compared, compared
 from lora.records.record import load_frame, load_records
 from lora.report.figures import by_rate
-from lora.report.gather import OF_MACHINES, Gathered, known_configs
+from lora.report.gather import OF_MACHINES, Gathered, known_runs
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
 from lora.report.runs import (
     CELL,
@@ -24,7 +23,8 @@ from lora.report.runs import (
     labelled,
     slug_label,
     summarise,
-    task_label,
+    task_labels,
+    task_title,
     told_apart,
     with_records,
 )
@@ -53,15 +53,16 @@ def groups_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
-    """`lora.report.stats.all_pairs` on each encoder, with the columns model and p_holm, corrected over all of them.
+    """`lora.report.stats.all_pairs` on each encoder, with the columns model, place (the label of the task, or Avg.) and
+    p_holm, corrected over all of them.
     A user's own tasks are not averaged: their metrics may be unlike."""
     found = [all_pairs(groups_of(group)).assign(model=model) for model, group in runs.groupby("model", sort=False)]
-    table, places = pd.concat(found), [*TASKS, "Avg."]
+    table, places = pd.concat(found), task_labels(runs) | {"Avg.": "Avg."}
     if runs["kind"].eq("own").any():
         table = table[table["task"] != "Avg."]
     pair = table.groupby(["model", "one", "other"], sort=False).ngroup()
-    table = table.iloc[np.lexsort((table["task"].map(places.index), pair))]
-    return table.assign(p_holm=holm(table["p"].tolist())).reset_index(drop=True)
+    table = table.iloc[np.lexsort((table["task"].map([*places].index), pair))]
+    return table.assign(place=table["task"].map(places), p_holm=holm(table["p"].tolist())).reset_index(drop=True)
 
 
 def pairs_table(pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]]) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def pairs_table(pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, An
         found = examples.get(compared(row.runs, "best"), {})
         line = {"Model": row.model} if pairs["model"].nunique() > 1 else {}
         line |= {"Method": row.one, "Minus": row.other}
-        line |= {"Task": row.task if row.task == "Avg." else task_label(TASKS[row.task]), "n": str(row.n)}
+        line |= {"Task": row.place, "n": str(row.n)}
         line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": interval(row.low, row.high)}
         for source in ("examples", "both"):
             line[f"... over {source}"] = interval(*(found.get(f"{source}_{end}") for end in ("low", "high")))
@@ -112,7 +113,7 @@ def answers(
             word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"
         about = f", {row.model}" if pairs["model"].nunique() > 1 else ""
         value = Interval(row.mean, row.low, row.high, row.n).text
-        lines.append(f"{row.one} - {row.other}, {TASKS[row.task].title}{about}: {value}, n = {row.n}: {word}")
+        lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}, n = {row.n}: {word}")
     return lines
 
 
@@ -135,13 +136,13 @@ def successors_table(
 ) -> pd.DataFrame:
     """One line per method: its rate, and per task its cell, its difference from LoRA, and those that papers print.
     `paper`: the cells that papers print of the methods and of LoRA."""
-    rates, lines = runs.groupby("label")["lr"].unique(), []
+    rates, tasks, lines = runs.groupby("label")["lr"].unique(), task_labels(runs), []
     for label, group in summary.groupby("label", sort=False):
         rate = " and ".join(f"{rate:g}" for rate in rates[label] if not math.isnan(rate)) or "-"
         line = {"Method": label, "Learning rate": rate, "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
         for _, row in group.iterrows():
-            title = TASKS[row["task"]].title
-            line[task_label(TASKS[row["task"]])] = cell_text(row)
+            title = task_title(row["task"])
+            line[tasks[row["task"]]] = cell_text(row)
             difference = differences.get((label, row["task"]))
             line[f"{title}, minus LoRA"] = "-" if difference is None else difference.text
             line[f"{title}, in papers"] = printed_text(label, title, paper)
@@ -167,11 +168,11 @@ def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> 
     value of the setting in `column` -> title, in the columns' order.
     """
     lines = []
-    for task in in_order(runs):
+    for task, title in task_labels(runs).items():
         for label, row in runs[runs["task"] == task].groupby("label", sort=False):
             cells = {value: cell_text(summarise(of_value).iloc[0]) for value, of_value in row.groupby(column)}
-            line = {"Task": task_label(TASKS[task]), "Method": label}
-            line |= {title: cells.get(value, "-") for value, title in titles.items()}
+            line = {"Task": title, "Method": label}
+            line |= {heading: cells.get(value, "-") for value, heading in titles.items()}
             best = 100 * row.pivot(index="seed", columns=column, values="best").reindex(columns=list(titles))
             change = (best.iloc[:, -1] - best.iloc[:, 0]).dropna().round(DIGITS) if len(titles) > 1 else best[:0]
             lines.append(line | {"Change": mean_interval(change.to_numpy()).text, "Pairs": str(len(change))})
@@ -198,7 +199,7 @@ def reference_table(gathered: Gathered) -> Table | None:
     if gathered.is_reference:
         return None
     records, _ = load_records(gathered.reference / gathered.profile)
-    committed = facts_of(("", config) for config in known_configs(records)[0].values())
+    committed = facts_of(("", run) for run in known_runs(records, gathered.tasks)[0].values())
     asked = gathered.every[gathered.every["experiment"] != OWN]
     sides = [labelled(asked), with_records(committed, load_frame(records))]
     for side in sides:
@@ -212,11 +213,11 @@ def reference_table(gathered: Gathered) -> Table | None:
 def twice_table(file: str, title: str, runs: pd.DataFrame, again: pd.DataFrame, on: list[str]) -> Table | None:
     """Runs and their repetitions, one line per cell and pair of devices; None without any. `on`: a run's identity."""
     pairs = runs.dropna(subset="device").merge(again[[*on, "best", "device"]], on=on, suffixes=("", "_2"))
-    lines = []
+    lines, tasks = [], task_labels(runs)
     for (*_, label, _, task, device, other), cell in pairs.groupby([*CELL, "device", "device_2"], sort=False):
         one, two = 100 * cell["best"], 100 * cell["best_2"]
         changes = (two - one).round(DIGITS)
-        line = {"Method": label, "Task": task_label(TASKS[task]), "Devices": f"{device}, {other}"}
+        line = {"Method": label, "Task": tasks[task], "Devices": f"{device}, {other}"}
         line |= {"Seeds": str(len(cell)), "First": number(one.mean()), "Second": number(two.mean())}
         line |= {"Change": mean_interval(changes.dropna().to_numpy()).text, "SD of the change": number(changes.std())}
         lines.append(line | {"SD of two seeds": number(math.sqrt(2) * one.std())})
@@ -243,23 +244,21 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
     """
     rows = tried_rows(tried)
     if by_task:
-        titles = rows["task"].map(lambda task: TASKS[task].title)
-        rows = rows.assign(label=rows["label"] + ", " + titles, best=rows["split_half"].astype(float))
+        names = rows["label"] + ", " + rows["task"].map(task_title)
+        rows = rows.assign(label=names, best=rows["split_half"].astype(float))
     runs = rows.dropna(subset="lr")
     if runs.empty:
         return None
-    tasks, best, lines = in_order(runs), taken(rows), []
+    tasks, best, lines = task_labels(runs), taken(rows), []
     for label, of_row in runs.groupby("label", sort=False):
         rates = sorted(of_row["lr"].unique())
         for rate in rates:
             line, means = {"Method": label, "Learning rate": f"{rate:g}"}, []
-            for task in tasks:
+            for task, title in tasks.items():
                 cell = of_row[(of_row["lr"] == rate) & (of_row["task"] == task)]
                 seeds = f" ({len(cell)} seeds)" if len(cell) > 1 else ""
                 means.append(100 * cell["best"].mean())
-                line[task_label(TASKS[task])] = number(means[-1]) + (
-                    collapsed_text(int(cell["collapsed"].sum()), len(cell)) or seeds
-                )
+                line[title] = number(means[-1]) + (collapsed_text(int(cell["collapsed"].sum()), len(cell)) or seeds)
             edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
             line |= {} if by_task else {"Avg.": number(pd.Series(means).mean(skipna=False))}
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
@@ -309,7 +308,7 @@ def rates_table(runs: pd.DataFrame, rates: Iterable[Rate]) -> pd.DataFrame:
         rate = known.get((run.model, run.protocol, run.task, run.rate_name))
         if run.rate_from == "tuned" and rate is not None and rate.lr == run.lr:  # the file may have changed since
             chosen += f", of {len(rate.tried)}" + ", at the edge" * (rate.lr in (min(rate.tried), max(rate.tried)))
-        line = {"Method": run.label, "Task": TASKS[run.task].title}
+        line = {"Method": run.label, "Task": task_title(run.task)}
         lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
     return pd.DataFrame(lines)
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora.data.tasks import TASKS
 from lora.files import write_atomically
 from lora.report.build import Report
-from lora.report.runs import MAIN, ROW, human_count, in_order, task_label
+from lora.report.runs import MAIN, ROW, human_count, task_labels
 from lora.report.tables import average
 
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"})
@@ -43,7 +42,7 @@ def latex(summary: pd.DataFrame) -> str:
     Args:
         summary: `lora.report.runs.summarise` of its cells.
     """
-    tasks, lines = in_order(summary), []
+    tasks, lines = task_labels(summary), []
     best = summary.dropna(subset="median").sort_values("median").drop_duplicates("task", keep="last").set_index("task")
     floors = (best["median"] - best["std"].fillna(0)).to_dict()
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
@@ -52,13 +51,13 @@ def latex(summary: pd.DataFrame) -> str:
         trainable = human_count(float(counts.iloc[0])) if len(counts) else NONE
         line = {column.capitalize(): cells[column].iloc[0].translate(SPECIAL) for column in shown}
         line |= {"Method": str(label).translate(SPECIAL), "Trainable": trainable}
-        for task in tasks:
+        for task, title in tasks.items():
             texts = [
                 cell_latex(row, bool(row.median >= floors[task])) for row in cells[cells["task"] == task].itertuples()
             ]
-            line[task_label(TASKS[task]).translate(SPECIAL)] = "".join(texts) or NONE
+            line[title.translate(SPECIAL)] = "".join(texts) or NONE
         if len(tasks) > 1 and not summary["kind"].eq("own").any():
-            mean = average(cells, tasks)
+            mean = average(cells, [*tasks])
             line["Avg."] = NONE if pd.isna(mean) else f"{mean:.1f}"
         lines.append(line)
     return pd.DataFrame(lines).to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines[0]) - 1))

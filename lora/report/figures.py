@@ -12,9 +12,18 @@ import pandas as pd
 
 from lora.cost.efficiency.summary import TITLES as EFFICIENCY_TITLES
 from lora.cost.efficiency.summary import plan_title
-from lora.data.tasks import TASKS
 from lora.files import rounded
-from lora.report.runs import ROW, START_TITLES, adapted, encoder_title, human_count, in_order, task_label, told_apart
+from lora.report.runs import (
+    ROW,
+    START_TITLES,
+    adapted,
+    encoder_title,
+    human_count,
+    in_order,
+    task_labels,
+    task_title,
+    told_apart,
+)
 from lora.report.stats import LEVEL, Interval, by_seed, mean_interval
 
 Figure = dict[str, Any]
@@ -56,12 +65,12 @@ def differences(
     turned = {"one": pairs["other"], "other": pairs["one"], "mean": -pairs["mean"]}
     both = pd.concat([pairs, pairs.assign(**turned, low=-pairs["high"], high=-pairs["low"])]).dropna(subset=["mean"])
     found = both.set_index(["one", "other", "task"])[["mean", "low", "high"]]
-    tasks = [task for task in in_order(summary) if task in set(both["task"])]
+    tasks = {task: label for task, label in task_labels(summary).items() if task in set(both["task"])}
     series = []
-    for place, task in enumerate(tasks):
+    for place, (task, label) in enumerate(tasks.items()):
         keys = [(i, (rows[one], rows[other], task)) for i, (one, other) in enumerate(compared)]
         points = [(i, *found.loc[key]) for i, key in keys if key in found.index]
-        series.append(series_of(task_label(TASKS[task]), points, beside(place, len(tasks))))
+        series.append(series_of(label, points, beside(place, len(tasks))))
     cells = {} if paper is None else paper.set_index(["method", "task"])["value"].to_dict()
     printed = []
     for i, sides in enumerate(compared):
@@ -82,15 +91,14 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
     panels = []
     by_task = runs["kind"].eq("own").any()
     for (model, *_), of_model in runs.groupby(["model", "task"] if by_task else ["model"], sort=False):
-        tasks, series = in_order(of_model), []
+        tasks, series = task_labels(of_model), []
         rows = of_model.assign(label=told_apart(of_model, ["protocol"]), difference=100 * of_model["best"])
         for (*_, label), group in rows.groupby(ROW, sort=False):
-            score, count = mean_interval(by_seed(group, tasks).to_numpy(float)), group["trainable_method"].dropna()
+            score, count = mean_interval(by_seed(group, [*tasks]).to_numpy(float)), group["trainable_method"].dropna()
             if score.n and len(count):
                 series.append(series_of(label, [(int(count.iloc[0]), score.mean, score.low, score.high)]))
         if series:
-            titles = ", ".join(TASKS[task].title for task in tasks)
-            y = task_label(TASKS[tasks[0]]) if by_task else f"average of {titles}"
+            y = tasks[in_order(of_model)[0]] if by_task else f"average of {', '.join(map(task_title, tasks))}"
             panels.append({"title": encoder_title(model), "y": y, "series": series})
     note = f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head."
     title = "Trainable parameters against the average score"
@@ -104,10 +112,11 @@ def beside_lora(runs: pd.DataFrame, differences: Mapping[tuple[str, str], Interv
     counts = runs[runs["label"].isin(methods)].groupby("label", sort=False)["trainable_method"].first()
     counts = counts.sort_values(ascending=False, kind="stable")
     series = []
-    for place, task in enumerate(task for task in in_order(runs) if task in tasks):
+    labels = {task: label for task, label in task_labels(runs).items() if task in tasks}
+    for place, (task, title) in enumerate(labels.items()):
         found = [(line, measured.get((label, task))) for line, label in enumerate(counts.index)]
         points = [(line, each.mean, each.low, each.high) for line, each in found if each]
-        series.append(series_of(task_label(TASKS[task]), points, beside(place, len(tasks))))
+        series.append(series_of(title, points, beside(place, len(tasks))))
     names = [f"{label}: {human_count(int(count))}" for label, count in counts.items()]
     panels = [{"title": "", "names": names, "bounds": [], "series": series}] if series else []
     note = (
@@ -123,7 +132,7 @@ def slopes(runs: pd.DataFrame, paper: pd.DataFrame | None) -> Figure | None:
     cells = {} if paper is None else paper.set_index(["method", "task"])["value"].to_dict()
     methods, panels = list(dict.fromkeys(runs["label"])), []
     names = [f"from {title}" for title in START_TITLES.values()]
-    for task in in_order(runs):
+    for task, label in task_labels(runs).items():
         series = []
         for place, method in enumerate(methods):
             cell = runs[(runs["task"] == task) & (runs["label"] == method)]
@@ -132,11 +141,11 @@ def slopes(runs: pd.DataFrame, paper: pd.DataFrame | None) -> Figure | None:
             if all(end.n for end in ends):
                 points = [(i, end.mean, end.low, end.high) for i, end in enumerate(ends)]
                 series.append(series_of(method, points, 0.2 * beside(place, len(methods))))
-        printed = [cells.get((method, TASKS[task].title)) for method in ("LoRA dagger", "LoRA")]
+        printed = [cells.get((method, task_title(task))) for method in ("LoRA dagger", "LoRA")]
         if series and None not in printed:
             series.append(series_of(PAPER, [(i, value, None, None) for i, value in enumerate(printed)]))
         if series:
-            about = {"title": TASKS[task].title, "y": task_label(TASKS[task]), "x_names": names}
+            about = {"title": task_title(task), "y": label, "x_names": names}
             panels.append({**about, "series": series})
     note = f"Means over seeds, with {LEVEL:.0%} intervals. The paper's two rows also differ in batch and length."
     return figure("Section 5.2: what an MNLI start gives", note, "lines", "", panels)
@@ -176,12 +185,12 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
 def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") -> Figure | None:
     """The metric by epoch, per task; the band is the range of the seeds. `what`: suffix of the title."""
     runs, panels = runs.assign(label=told_apart(runs)).merge(curves, on="run_id"), []
-    for task in in_order(runs):
+    for task, title in task_labels(runs).items():
         series = []
         for label, cell in runs[runs["task"] == task].groupby("label", sort=False):
             by_epoch = cell.groupby("epoch")["value"].agg(["median", "min", "max"]) * 100
             series.append(series_of(label, by_epoch.itertuples(name=None)))
-        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "band": True, "series": series})
+        panels.append({"title": task_title(task), "y": title, "band": True, "series": series})
     note = "Median over seeds; band: lowest and highest seed."
     return figure(f"Learning curves{what}", note, "lines", "epoch", panels)
 
@@ -189,12 +198,12 @@ def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") ->
 def by_rate(rows: pd.DataFrame) -> Figure | None:
     """The best epoch's metric by learning rate, per task; the band is the range of the seeds that tried a rate."""
     panels = []
-    for task in in_order(rows):
+    for task, title in task_labels(rows).items():
         series = []
         for label, of_row in rows[rows["task"] == task].groupby("label", sort=False):
             scores = of_row.groupby("lr")["best"].agg(["mean", "min", "max"]) * 100
             series.append(series_of(label, scores.itertuples(name=None)))
-        panels.append({"title": TASKS[task].title, "y": task_label(TASKS[task]), "band": True, "series": series})
+        panels.append({"title": task_title(task), "y": title, "band": True, "series": series})
     note = "Mean over the seeds that tried a rate; band: lowest and highest. Each run's best epoch."
     return figure("Score by learning rate", note, "lines", "learning rate", panels, log_x=True)
 
@@ -205,13 +214,12 @@ def forest(pairs: pd.DataFrame) -> Figure | None:
     for (model, one), rows in pairs.dropna(subset=["mean"]).groupby(["model", "one"], sort=False):
         if not one.startswith("LoRA"):
             continue
-        places, series = list(dict.fromkeys(rows["task"])), []
+        places, series = list(dict.fromkeys(rows["place"])), []
         for i, (other, of_pair) in enumerate(rows.groupby("other", sort=False)):
-            points = [(places.index(row.task), row.mean, row.low, row.high) for row in of_pair.itertuples()]
+            points = [(places.index(row.place), row.mean, row.low, row.high) for row in of_pair.itertuples()]
             series.append(series_of(f"minus {other}", points, beside(i, rows["other"].nunique())))
-        names = [place if place == "Avg." else task_label(TASKS[place]) for place in places]
         title = one if pairs["model"].nunique() == 1 else f"{one} ({encoder_title(model)})"
-        panels.append({"title": title, "names": names, "bounds": [], "series": series})
+        panels.append({"title": title, "names": places, "bounds": [], "series": series})
     note = f"Mean paired difference and its {LEVEL:.0%} interval over seeds; right of 0 LoRA is higher."
     return figure("LoRA against the other methods, in pairs of one seed", note, "intervals", "points", panels)
 

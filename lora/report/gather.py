@@ -6,7 +6,7 @@ What a run was is read from its record. The sweep is asked only which runs its e
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,9 @@ import pandas as pd
 from lora.checks import SettingsError
 from lora.config.compose import compose_config, values_given
 from lora.config.rates import FILE, TUNING, Rate, read_rates
-from lora.config.run import RunConfig, run_config
-from lora.data.own_task import add_kept_tasks
-from lora.data.tasks import TASKS
+from lora.config.run import PlannedRun, run_config
+from lora.data.own_task import kept_tasks
+from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
@@ -38,8 +38,8 @@ from lora.report.runs import (
     labelled,
     with_records,
 )
-from lora.sweep.expand import PlannedRun, State, state_of
-from lora.sweep.request import LEARNING_RATE, experiments_of, read_own_tasks, select_runs, selected
+from lora.sweep.expand import State, state_of
+from lora.sweep.request import LEARNING_RATE, experiments_of, own_tasks, select_runs, selected
 
 # in reading order
 EXPERIMENTS = (
@@ -58,6 +58,7 @@ class Gathered:
         folder: The folder of the records.
         results, reference: The folders that hold the user's own results, and the committed ones.
         is_reference: Whether these are the reference (the committed runs).
+        tasks: Name -> task, of the user-defined ones too. The rows of one whose file the command names are at hand.
         runs: The runs of the tables of results (`lora.report.runs`), experiment by experiment, in the tables' order.
         tried: The runs by which the learning rates of conf/ were chosen, which stay out of the tables of results.
         tuning: The records that `python -m lora tune` made; in no table of results.
@@ -71,6 +72,7 @@ class Gathered:
     reference: Path
     is_reference: bool
     overrides: tuple[str, ...]
+    tasks: Mapping[str, Task]
     runs: pd.DataFrame
     tried: pd.DataFrame
     tuning: tuple[RunRecord, ...]
@@ -105,7 +107,7 @@ class Gathered:
     def command(self, name: str) -> str:
         """A command about these runs, as it works when typed here."""
         python = "python" if self.is_reference else sys.executable
-        unknown = any(TASKS[task].is_definition_only for task in self.runs["task"].unique())
+        unknown = any(self.tasks[task].is_definition_only for task in self.runs["task"].unique())
         needs_rows = name == "analyse intervals" and unknown and not values_given("task", self.overrides)
         words = [*name.split(), self.name, *self.overrides, *(["task=FILE"] if needs_rows else [])]
         return shlex.join([python, "-m", "lora", *words])
@@ -134,27 +136,27 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     given = values_given("runtime.results", overrides)
     folder = Path(given[-1]) if given else (reference if Path(name).parent.name == REFERENCE else own) / profile
     is_reference = folder.resolve() == (reference / profile).resolve()
-    add_kept_tasks(folder)
+    tasks = dict(TASKS) | kept_tasks(folder) | {task.name: task for task in own_tasks(overrides).values()}
     records, problems = load_records(folder)
-    configs, unknown = known_configs(records)
+    known, unknown = known_runs(records, tasks)
     by_tune = {r.run_id: r for r in records if r.config["runtime"].get("group") == TUNING}
-    pinned = as_recorded(configs.values(), overrides, is_reference)
+    pinned = as_recorded(known.values(), overrides, is_reference)
     try:
-        wanted = wanted_runs(profile, overrides, pinned, configs.keys() - by_tune.keys(), is_reference)
+        wanted = wanted_runs(profile, overrides, pinned, known.keys() - by_tune.keys(), is_reference)
     except UserError:  # a setting of the records may not fit another encoder of the profile
-        wanted = wanted_runs(profile, overrides, [], configs.keys() - by_tune.keys(), is_reference)
+        wanted = wanted_runs(profile, overrides, [], known.keys() - by_tune.keys(), is_reference)
     state = state_of([run for runs in wanted.values() for run in runs], records, [*problems, *unknown])
     tuning = {run_id: record for run_id, record in by_tune.items() if run_id in state.extra}
-    ok = {r.run_id: r for r in records if r.run_id in configs.keys() - tuning.keys()}
+    ok = {r.run_id: r for r in records if r.run_id in known.keys() - tuning.keys()}
     extra = tuple(run_id for run_id in state.extra if run_id not in {*ok, *tuning})
-    frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder)
+    frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder, tasks)
     state = replace(state, ok=ok, extra=extra, problems=(*state.problems, *broken))
     refuse_mixed_rows(frame)
     dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
     parents = {run.parent for run in wanted.get("mnli_start", ())}  # whose table does not show them
-    listed = [(n, r.config) for n, runs in wanted.items() for r in runs if n != "mnli_start" or r.run_id not in parents]
-    known = {config.run_id for _, config in listed} | parents
-    others = facts_of([(OWN, configs[run_id]) for run_id in sorted(ok) if run_id not in known], dropped)
+    listed = [(n, r) for n, runs in wanted.items() for r in runs if n != "mnli_start" or r.run_id not in parents]
+    expected = {run.run_id for _, run in listed} | parents
+    others = facts_of([(OWN, known[run_id]) for run_id in sorted(ok) if run_id not in expected], dropped)
     every = with_records(placed(facts_of(listed, dropped), others), frame)
     main = every[every["experiment"].isin(MAIN)]
     found = [(n, every[every["experiment"] == n]) for n in EXPERIMENTS if n in set(every["experiment"])]
@@ -165,33 +167,36 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
         tables.append(in_table_order(names[names["experiment"].eq(n)]))
     runs = pd.concat(tables) if tables else every
     is_rate = runs["experiment"] == LEARNING_RATE
-    where = (profile, folder, own, reference, is_reference, tuple(overrides))
+    where = (profile, folder, own, reference, is_reference, tuple(overrides), tasks)
     return Gathered(*where, runs[~is_rate], runs[is_rate], tuple(tuning.values()), frame, state)
 
 
-def known_configs(records: Iterable[RunRecord]) -> tuple[dict[str, RunConfig], list[str]]:
-    """run_id -> configuration, for the `ok` records that this version names by their settings; and a message for each
-    whose settings it does not know."""
-    configs, unknown = {}, []
+def known_runs(records: Iterable[RunRecord], tasks: Mapping[str, Task]) -> tuple[dict[str, PlannedRun], list[str]]:
+    """run_id -> run, for the `ok` records that this version names by their settings; and a message for each whose
+    task or settings it does not know."""
+    known, unknown = {}, []
     for record in records:
         if record.status == "ok":
+            if (name := record.config["task"]) not in tasks:
+                unknown.append(f"{record.run_id} is of task {name!r}, whose definition is not in the folder")
+                continue
             try:
-                config = run_config(record.config)
+                run = PlannedRun(run_config(record.config, tasks[name]), tasks[name])
             except SettingsError as error:
                 unknown.append(f"{record.run_id} has settings of another version: {error.problems[0]}")
                 continue
-            configs |= {record.run_id: config} if config.run_id == record.run_id else {}
-    return configs, unknown
+            known |= {record.run_id: run} if run.run_id == record.run_id else {}
+    return known, unknown
 
 
-def as_recorded(configs: Iterable[RunConfig], overrides: Sequence[str], is_reference: bool) -> list[str]:
+def as_recorded(runs: Iterable[PlannedRun], overrides: Sequence[str], is_reference: bool) -> list[str]:
     """The settings that depend on the machine, as overrides with the records' values: names are the same on all."""
     if not is_reference and any(override.startswith("model") for override in overrides):
         return []  # perhaps of another encoder than the records
     added = ["rates=null"] if is_reference else []  # the user's own rates do not affect the reference
     for key in OF_MACHINES:
         section, _, name = key.partition(".")
-        values = {getattr(getattr(config, section), name) for config in configs}
+        values = {getattr(getattr(run.config, section), name) for run in runs}
         if len(values) == 1 and not values_given(key, overrides):
             added.append(f"{key}={values.pop()}")
     return added
@@ -223,7 +228,7 @@ def wanted_runs(
 def placed(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """The expected runs and others: next to the same runs of another encoder, or in a table of their own."""
     if expected.empty:
-        return others.assign(experiment=[ADHOC if TASKS[task].own is None else OWN_TASK for task in others["task"]])
+        return others.assign(experiment=[ADHOC if task in TASKS else OWN_TASK for task in others["task"]])
     main = expected[expected["experiment"].isin(MAIN)]
     places = main[["experiment", *PLACE]].drop_duplicates()
     beside = others[~others["model"].isin(main["model"])].drop(columns="experiment").merge(places, on=PLACE)
@@ -242,23 +247,23 @@ def refuse_mixed_rows(frame: pd.DataFrame) -> None:
             )
 
 
-def config_here(record: RunRecord, gathered: Gathered) -> RunConfig:
-    """The configuration of a record, with the folders of this machine, which the command names if they are needed."""
-    settings = dict(record.config)
-    read_own_tasks(gathered.overrides)  # reads the rows of the tasks that the command names
+def run_here(record: RunRecord, gathered: Gathered) -> PlannedRun:
+    """The run of a record, with the folders of this machine, which the command names if they are needed."""
+    settings, task = dict(record.config), gathered.tasks[record.config["task"]]
     for section, key in (("model", "path"), ("data", "path"), ("data", "source")):
         if given := values_given(f"{section}.{key}", gathered.overrides):
             settings[section] = settings[section] | {key: given[-1]}
-    return run_config(settings)
+    return PlannedRun(run_config(settings, task), task)
 
 
-def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, RunConfig]]:
-    """The records whose adapter is in this machine's outputs, each with its configuration and that folder."""
-    runtime = [override for override in gathered.overrides if override.startswith("runtime.")]
-    outputs = compose_config([f"profile={gathered.profile}", *runtime]).runtime.outputs
+def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, PlannedRun]]:
+    """The records whose adapter is in this machine's outputs, each with its run and that folder."""
+    given = [override for override in gathered.overrides if override.startswith("runtime.")]
+    outputs = compose_config([f"profile={gathered.profile}", *given]).runtime.outputs
     saved = []
     for run_id, record in sorted(gathered.state.ok.items()):
         if record.adapter and adapter_path(outputs, run_id).exists():
-            config = config_here(record, gathered)
-            saved.append((record, replace(config, runtime=replace(config.runtime, outputs=outputs))))
+            run = run_here(record, gathered)
+            runtime = replace(run.config.runtime, outputs=outputs)
+            saved.append((record, replace(run, config=replace(run.config, runtime=runtime))))
     return saved

@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lora.data.tasks import TASKS
-from lora.report.runs import START_TITLES, encoder_title, told_apart
+from lora.report.runs import START_TITLES, encoder_title, task_title, told_apart
 from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL
 
 NOTES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -49,12 +48,12 @@ def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     epochs = sorted(curves.groupby("run_id")["epoch"].max().unique())
     span = " and ".join(map(str, epochs)) if len(epochs) < 3 else f"{epochs[0]} to {epochs[-1]}"
     for name, of_task in runs.groupby("task", sort=False):
-        task, truncated = TASKS[name], of_task["truncated"].max()
-        if of_task["is_part"].any() or task.own is not None:
+        title, truncated = task_title(name), of_task["truncated"].max()
+        if of_task["is_part"].any() or of_task["kind"].eq("own").any():
             sizes = sorted(of_task["train_rows"].unique())
-            parts.append(f"{task.title} {' and '.join(f'{size:,.0f}' for size in sizes)}")
+            parts.append(f"{title} {' and '.join(f'{size:,.0f}' for size in sizes)}")
         if truncated > 0:
-            cut.append(f"{task.title} {truncated:.0%}")
+            cut.append(f"{title} {truncated:.0%}")
     longer = f" ({', '.join(cut)} of the rows longer than max_length, and cut)" if cut else ""
     starts = " and ".join(START_TITLES[start] for start in runs["start"].unique())
     counts = runs["device"].value_counts()

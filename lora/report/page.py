@@ -13,11 +13,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from lora.data.tasks import TASKS
 from lora.report.build import Report
 from lora.report.claims import shown
 from lora.report.notes import BANNERS
-from lora.report.runs import encoder_title
+from lora.report.runs import encoder_title, task_title
 from lora.report.tables import number
 from lora.table import Table, rows
 
@@ -72,7 +71,7 @@ def runs_table(report: Report) -> Table:
             continue
         best, last = record.selected["best"], record.selected["last"]
         code = (record.provenance.get("code") or {}).get("commit") or "-"
-        line = {"Method": p.label, "Task": TASKS[p.task].title, "Encoder": encoder_title(p.model), "Start": p.start}
+        line = {"Method": p.label, "Task": task_title(p.task), "Encoder": encoder_title(p.model), "Start": p.start}
         line |= {"Device": record.provenance["device"], "Code": code[: shown.SHORT], "Run": p.run_id}
         line |= {"Seed": str(p.seed), "Best": percent(best["value"]), "Epoch": str(best["epoch"])}
         lines.append(line | {"Last": percent(last["value"]), "Minutes": f"{record.seconds / 60:.1f}"})

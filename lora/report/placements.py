@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora.data.tasks import TASKS
 from lora.records.analysis import Compared, compared
 from lora.report.figures import Figure, beside, figure, series_of
-from lora.report.runs import in_order, slug_label, task_label
+from lora.report.runs import in_order, slug_label, task_labels
 from lora.report.stats import LEVEL, Interval, mean_interval, paired_differences
 from lora.report.tables import number, trainable_text
 
@@ -34,15 +33,15 @@ def layers_table(runs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, An
     """One line per task and arm: its rate, every score, the dev loss, and the difference from LoRA on Wq and Wv."""
     minus = {(task, label): (ids, found) for task, label, ids, found in from_base(runs)}
     lines = []
-    for task in in_order(runs):
+    for task, title in task_labels(runs).items():
         for label, arm in runs[runs["task"] == task].groupby("label", sort=False):
             ids, difference = minus.get((task, label), ((), Interval(np.nan, np.nan, np.nan, 0)))
             rows = examples.get(compared(ids, "unselected"), {})
-            line = {"Task": task_label(TASKS[task]), "Method": label, "Trainable": trainable_text(arm)}
+            line = {"Task": title, "Method": label, "Trainable": trainable_text(arm)}
             line |= {"Learning rate": " and ".join(f"{rate:g}" for rate in sorted(arm["lr"].dropna().unique())) or "-"}
             line |= scores(arm)
-            for title, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
-                line[title] = number(arm[loss].astype(float).mean(), ".3f")
+            for heading, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
+                line[heading] = number(arm[loss].astype(float).mean(), ".3f")
             ends = [rows.get(f"both_{end}") for end in ("low", "high")]
             both = "-" if None in ends else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
             lines.append(line | {"Unselected, minus q, v": difference.text, "Seeds and rows": both})
@@ -53,7 +52,7 @@ def layers_figure(runs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, A
     """Each arm minus LoRA on Wq and Wv, task by task, with the interval over seeds and that for other rows too."""
     found = [one for one in from_base(runs) if one[3].n]
     names, tasks = list(dict.fromkeys(label for _, label, _, _ in found)), list(dict.fromkeys(one[0] for one in found))
-    series = []
+    series, labels = [], task_labels(runs)
     for place, task in enumerate(tasks):
         narrow, wide = [], []
         for _, label, ids, each in (one for one in found if one[0] == task):
@@ -61,8 +60,8 @@ def layers_figure(runs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, A
             narrow.append((at, each.mean, each.low, each.high))
             rows = examples.get(compared(ids, "unselected"))
             wide += [] if rows is None else [(at + 0.06, each.mean, rows["both_low"], rows["both_high"])]
-        series.append(series_of(f"{task_label(TASKS[task])}, over seeds", narrow))
-        series += [series_of(f"{task_label(TASKS[task])}, over seeds and rows", wide)] if wide else []
+        series.append(series_of(f"{labels[task]}, over seeds", narrow))
+        series += [series_of(f"{labels[task]}, over seeds and rows", wide)] if wide else []
     panels = [{"title": "", "names": names, "bounds": [], "series": series}] if names else []
     note = (
         f"Mean paired differences of the unselected score, with {LEVEL:.0%} intervals. Right of 0, the arm is higher."

@@ -13,8 +13,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.config.labels import columns, labels
-from lora.config.run import RunConfig
-from lora.data.tasks import TASKS, Task
+from lora.config.run import PlannedRun
+from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
 from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, method_words
 
@@ -53,8 +53,15 @@ def told(key: str, value: str) -> str:
     return texts[key]
 
 
-def task_label(task: Task) -> str:
-    return f"{task.title} ({METRIC_SHORT[task.metric]})"
+def task_title(task: str) -> str:
+    """The title of a task; a user-defined one has its name."""
+    return TASKS[task].title if task in TASKS else task
+
+
+def task_labels(runs: pd.DataFrame) -> dict[str, str]:
+    """Task -> `CoLA (Matthews)`, in the tables' order. `runs`: any frame with the columns task and metric."""
+    metrics = dict(zip(runs["task"], runs["metric"], strict=True))
+    return {task: f"{task_title(task)} ({METRIC_SHORT[metrics[task]]})" for task in in_order(runs)}
 
 
 def adapted(row: Any) -> tuple[str, int]:
@@ -85,15 +92,15 @@ CELL = [*ROW, "start", "task"]  # the columns that identify a cell
 KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows; a table holds one kind
 
 
-def facts_of(expected: Iterable[tuple[str, RunConfig]], dropped: Collection[str] = ()) -> pd.DataFrame:
+def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str] = ()) -> pd.DataFrame:
     """What is known of runs before they are trained. `dropped`: settings that do not count."""
     rows = [
-        {"experiment": experiment, "run_id": config.run_id, "model": config.model.name, "protocol": config.protocol}
-        | {"slug": config.slug, "method": config.method.name, "start": config.start, "task": config.task}
-        | {"seed": config.seed, "columns": {k: v for k, v in columns(config).items() if k not in dropped}}
-        for experiment, config in expected
+        {"experiment": experiment, "run_id": run.run_id, "model": run.model, "protocol": run.protocol}
+        | {"slug": run.slug, "method": run.method, "start": run.start, "task": run.task.name, "metric": run.task.metric}
+        | {"seed": run.seed, "columns": {k: v for k, v in columns(run.config).items() if k not in dropped}}
+        for experiment, run in expected
     ]
-    return pd.DataFrame(rows, columns=["experiment", "run_id", *FACTS, "columns"])
+    return pd.DataFrame(rows, columns=["experiment", "run_id", *FACTS, "metric", "columns"])
 
 
 def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -101,12 +108,13 @@ def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 
     A GLUE task without a record is `part` if all those with records are, else `whole`.
     """
-    glue = {task for task in records["task"] if TASKS[task].family == "glue"}
+    families = {name: task.family for name, task in TASKS.items()}
+    glue = {task for task in records["task"] if families.get(task) == "glue"}
     part = glue & set(records.loc[records["is_part"].eq(True), "task"])
     part = set(TASKS) if part and part == glue else part
-    kinds = {name: "part" if name in part else "whole" for name in TASKS}
-    kinds |= {name: task.family for name, task in TASKS.items() if task.family != "glue"}
-    runs = runs.assign(label=list(map(method_label, runs["slug"], runs["method"])), kind=runs["task"].map(kinds))
+    kinds = {name: "part" if name in part else "whole" for name, family in families.items() if family == "glue"}
+    kind = runs["task"].map(families | kinds).fillna("own")
+    runs = runs.assign(label=list(map(method_label, runs["slug"], runs["method"])), kind=kind)
     return runs.merge(records.drop(columns=FACTS), on="run_id", how="left")
 
 
@@ -141,13 +149,13 @@ def told_apart(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "st
 
 def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs by method and task as the tables list them, independently of the order of training."""
-    methods, tasks = list(METHOD_TITLES), list(TASKS)
+    methods, order = list(METHOD_TITLES), in_order(runs)
 
     def place(run) -> tuple:
         lora = LORA_SLUG.match(run.slug)  # a variant follows plain LoRA
         size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
-        order = tasks.index(run.task), run.seed
-        return run.model, methods.index(run.method), run.protocol, size, run.slug, run.label, *order
+        at = order.index(run.task), run.seed
+        return run.model, methods.index(run.method), run.protocol, size, run.slug, run.label, *at
 
     runs = runs.reset_index(drop=True)
     return runs.loc[[run.Index for run in sorted(runs.itertuples(), key=place)]]
@@ -158,7 +166,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns: Columns `CELL`, n, planned, median, mean, std, min, max (of `best` over seeds; std with ddof 1),
         last_median, trainable_method, trainable_head, seconds (mean), train_rows, collapsed (number of collapsed runs),
-        kind. Metrics are in percent; values that were not measured are NaN.
+        kind, metric. Metrics are in percent; values that were not measured are NaN.
     Raises: UserError: If two runs of one cell have the same seed.
     """
     twice = runs[runs.duplicated([*CELL, "seed"], keep=False)]
@@ -176,6 +184,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         train_rows=("train_rows", "first"),
         collapsed=("collapsed", "sum"),
         kind=("kind", "first"),
+        metric=("metric", "first"),
     )
     return table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
 
@@ -205,5 +214,5 @@ def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarr
 
 
 def in_order(runs: pd.DataFrame) -> list[str]:
-    """The tasks, as `TASKS` lists them."""
-    return [task for task in TASKS if task in set(runs["task"])]
+    """The tasks, in the tables' order."""
+    return task_order(set(runs["task"]))

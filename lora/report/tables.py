@@ -1,12 +1,11 @@
 """The layouts of the tables of cells: from `lora.report.runs.summarise` to texts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lora.data.tasks import TASKS
-from lora.report.runs import ROW, adapted, human_count, in_order, task_label
+from lora.report.runs import ROW, adapted, human_count, in_order, task_labels, task_title
 from lora.report.stats import mean_interval
 
 Paper = dict[str, dict[tuple[str, int], float]]
@@ -34,7 +33,7 @@ def number(value: float, form: str = ".1f") -> str:
 def table2(summary: pd.DataFrame) -> pd.DataFrame:
     """Table 2: methods by tasks, with trainable parameters, seeds and the average over tasks: the plain mean of their
     medians, as in the paper; `-` if a task is missing."""
-    tasks, lines = in_order(summary), []
+    tasks, lines = task_labels(summary), []
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
     for (*_, label), group in summary.groupby(ROW, sort=False):
         line = {column.capitalize(): group[column].iloc[0] for column in shown} | {"Method": label}
@@ -56,13 +55,13 @@ def seeds_text(group: pd.DataFrame) -> str:
     return " to ".join(dict.fromkeys((f"{group['n'].min()}", f"{group['n'].max()}")))
 
 
-def task_cells(group: pd.DataFrame, tasks: Sequence[str], with_mean: bool = False) -> dict[str, str]:
+def task_cells(group: pd.DataFrame, tasks: Mapping[str, str], with_mean: bool = False) -> dict[str, str]:
     """One cell per task, and the average of several tasks unless they are a user's own, whose metrics may be unlike.
-    `with_mean`: see `cell_text`."""
+    `tasks`: task -> label; `with_mean`: see `cell_text`."""
     cells = {row["task"]: cell_text(row, with_mean) for _, row in group.iterrows()}
-    line = {task_label(TASKS[task]): cells.get(task, "-") for task in tasks}
+    line = {label: cells.get(task, "-") for task, label in tasks.items()}
     averaged = len(tasks) > 1 and not group["kind"].eq("own").any()
-    return line | ({"Avg.": number(average(group, tasks))} if averaged else {})
+    return line | ({"Avg.": number(average(group, [*tasks]))} if averaged else {})
 
 
 def average(group: pd.DataFrame, tasks: Sequence[str], column: str = "median") -> float:
@@ -78,7 +77,7 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
         rows: The published row that each of ours corresponds to: model (`*`: any other), slug, protocol (`*`: any),
             paper_model, paper_method, paper_trainable.
     """
-    table, tasks, lines = table2(summary), in_order(summary), []
+    table, tasks, lines = table2(summary), task_labels(summary), []
     groups = [group for _, group in summary.groupby(ROW, sort=False)]
     for line, group in zip(table.to_dict("records"), groups, strict=True):
         lines.append(line)
@@ -89,10 +88,10 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
             names = fits.iloc[0][["paper_model", "paper_method", "paper_trainable"]].tolist()
             cells = paper[paper[["model", "method", "trainable_params"]].eq(names).all(axis=1)].set_index("task")
             printed = {"Method": f"the paper: {names[0]} {names[1]}", "Trainable": names[2]}
-            for task in (task for task in tasks if task in set(group["task"])):
-                value, std = (cells[key].get(TASKS[task].title, math.nan) for key in ("value", "std"))
-                printed[task_label(TASKS[task])] = "-" if pd.isna(value) else f"{value}" + f" ±{std}" * pd.notna(std)
-            mean = cells["value"].reindex([TASKS[task].title for task in tasks]).mean(skipna=False)
+            for task in in_order(group):
+                value, std = (cells[key].get(task_title(task), math.nan) for key in ("value", "std"))
+                printed[tasks[task]] = "-" if pd.isna(value) else f"{value}" + f" ±{std}" * pd.notna(std)
+            mean = cells["value"].reindex([*map(task_title, tasks)]).mean(skipna=False)
             lines.append(
                 {name: printed.get(name, "") for name in table} | ({"Avg.": number(mean)} if len(tasks) > 1 else {})
             )
@@ -102,7 +101,7 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
 def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 5, transposed: target sets by tasks, each at the rank that gives the same number of parameters, and the
     published cells in columns next to ours."""
-    tasks, lines, of_paper = in_order(summary), [], paper_cells(paper)
+    tasks, lines, of_paper = task_labels(summary), [], paper_cells(paper)
     for _, group in summary.groupby(["slug", "label"], sort=False):
         targets, rank = adapted(group.iloc[0])
         line = {"Adapted": targets, "Rank": str(rank), "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
@@ -126,9 +125,9 @@ def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
     found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
     ranks, sets = sorted({rank for _, rank in found["lora"]}), list(dict.fromkeys(name for name, _ in found["lora"]))
     texts = {}
-    for task in in_order(summary):
+    for task, label in task_labels(summary).items():
         rows = found[found["task"] == task].iterrows()
-        texts[task_label(TASKS[task])] = {row["lora"]: cell_text(row, with_mean=True) for _, row in rows}
+        texts[label] = {row["lora"]: cell_text(row, with_mean=True) for _, row in rows}
     for task, cells in paper_cells(paper).items():
         texts[task] = {key: number(value) for key, value in cells.items()}
     slopes = per_doubling(runs)
@@ -146,12 +145,12 @@ def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
 def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
     """(task label, target set) -> the slope of a seed's scores over log2 of the rank: the mean over seeds, with its
     interval. Seeds that lack a rank are excluded."""
-    found, lora = {}, [adapted(run) for run in runs.itertuples()]
+    found, tasks, lora = {}, task_labels(runs), [adapted(run) for run in runs.itertuples()]
     rows = runs.assign(targets=[name for name, _ in lora], doublings=[math.log2(rank) for _, rank in lora])
     for (task, targets), of_set in rows.groupby(["task", "targets"], sort=False):
         scores = 100 * of_set.pivot(index="seed", columns="doublings", values="best").astype(float).dropna()
         centred = scores.columns.to_numpy(float) - scores.columns.to_numpy(float).mean()
         if len(centred) > 1:
             slopes = scores.to_numpy() @ centred / (centred @ centred)
-            found[task_label(TASKS[task]), targets] = mean_interval(slopes).text
+            found[tasks[task], targets] = mean_interval(slopes).text
     return found

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.compose import chosen_option, compose_family, is_group, parsed_override
-from lora.config.run import RunConfig
+from lora.config.run import PlannedRun, RunConfig
+from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import RESULTS
 from lora.records.record import RunRecord, load_records
@@ -16,31 +17,12 @@ from lora.records.record import RunRecord, load_records
 Values = dict[str, list[str]]  # key -> its values in command-line syntax
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run that an experiment expects.
-
-    Args:
-        config: Its validated settings, with every `auto` resolved and the tuned rate, if any.
-        experiments: All experiments that expect it. A run shared by several is trained once.
-    """
-
-    run_id: str
-    config: RunConfig
-    experiments: tuple[str, ...]
-
-    model = property(lambda self: self.config.model.name)
-    method = property(lambda self: self.config.method.name)
-    slug = property(lambda self: self.config.slug)
-    task = property(lambda self: self.config.task)
-    seed = property(lambda self: self.config.seed)
-    protocol = property(lambda self: self.config.protocol)
-    start = property(lambda self: self.config.start)
-    parent = property(lambda self: self.config.start_run, doc="The MNLI run that it starts from, in the same sweep.")
-    examples = property(lambda self: self.config.train_rows * self.config.train.epochs, doc="Over all epochs.")
-
-
-def expand_blocks(profile: str, grids: Mapping[str, Sequence[Values]], only: Values | None = None) -> list[PlannedRun]:
+def expand_blocks(
+    profile: str,
+    grids: Mapping[str, Sequence[Values]],
+    only: Values | None = None,
+    tasks: Mapping[str, Task] | None = None,
+) -> list[PlannedRun]:
     """All runs of these grids, each once, in the order in which to train them: the longest first.
 
     A run that starts from an MNLI run brings that run along.
@@ -48,6 +30,7 @@ def expand_blocks(profile: str, grids: Mapping[str, Sequence[Values]], only: Val
     Args:
         grids: Experiment -> its blocks. The runs of a block are all combinations of its values.
         only: Key -> the values that a run must have if its block leaves the key to conf/.
+        tasks: As of `lora.config.compose.compose_family`.
     Raises: UserError: If a run is invalid; every mistake is listed once, with its first run.
     """
     planned: dict[str, PlannedRun] = {}
@@ -58,17 +41,17 @@ def expand_blocks(profile: str, grids: Mapping[str, Sequence[Values]], only: Val
             for values in itertools.product(*block.values()):
                 settings = [f"{key}={value}" for key, value in zip(block, values, strict=True)]
                 try:
-                    family = compose_family([f"profile={profile}", *settings])
+                    family = compose_family([f"profile={profile}", *settings], tasks)
                 except UserError as error:
                     invalid.setdefault(str(error), f"{experiment} {' '.join(settings)}")
                     continue
-                for config in family if has_values(family[-1], settings, left) else ():
-                    known = planned.get(config.run_id)
+                for run in family if has_values(family[-1].config, settings, left) else ():
+                    config, known = run.config, planned.get(run.run_id)
                     names = dict.fromkeys((*(known.experiments if known else ()), experiment))
                     saves = config.runtime.save_adapter or (known is not None and known.config.runtime.save_adapter)
                     runtime = dataclasses.replace(config.runtime, group=next(iter(names)), save_adapter=saves)
-                    new = dataclasses.replace(config, runtime=runtime)
-                    planned[config.run_id] = PlannedRun(config.run_id, new, tuple(names))
+                    config = dataclasses.replace(config, runtime=runtime)
+                    planned[run.run_id] = PlannedRun(config, run.task, tuple(names))
     if len(invalid) == 1 and not planned:
         raise UserError(next(iter(invalid)))
     if invalid:
@@ -140,7 +123,7 @@ def estimator(known: Iterable[RunRecord]) -> Callable[[PlannedRun], float | None
     medians = {key: sorted(values)[len(values) // 2] for key, values in rates.items()}
 
     def seconds(run: PlannedRun) -> float | None:
-        rate = medians.get((run.model, run.task, run.method), medians.get((run.model,)))
+        rate = medians.get((run.model, run.task.name, run.method), medians.get((run.model,)))
         return None if rate is None else rate * run.examples
 
     return seconds

@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from omegaconf import DictConfig
 
 from lora.config.compose import chosen_option, read_overrides
-from lora.data.tasks import TASKS
+from lora.config.run import PlannedRun
 from lora.errors import UserError, listed
 from lora.files import check_writable
 from lora.records.record import load_records
 from lora.sweep import pool, slurm
-from lora.sweep.expand import PlannedRun, State, estimator, own_records, state_of
+from lora.sweep.expand import State, estimator, own_records, state_of
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, counted, duration
 from lora.sweep.request import check_tuning, rates_setting, select_runs, sweep_settings
@@ -62,7 +62,7 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
     todo = to_train(settings, runs, now)
-    verify_inputs([run.config for run in runs], records, {run.run_id for run in todo})
+    verify_inputs(runs, records, {run.run_id for run in todo})
     for key in ("workers", "runs_per_job"):
         if not str(launcher[key]).isdecimal() or int(launcher[key]) < 1:
             raise UserError(f"launcher.{key} must be a whole number >= 1, got {launcher[key]!r}")
@@ -128,11 +128,11 @@ def announcement(
     return [
         f"profile {name}: {counted(len(runs), 'run')}: {len(now.ok)} done, {len(now.failed)} failed, "
         f"{len(todo)} to train, {workers} at a time",
-        f"  tasks:   {', '.join(dict.fromkeys(run.task for run in todo))}",
+        f"  tasks:   {', '.join(dict.fromkeys(run.task.name for run in todo))}",
         f"  methods: {', '.join(dict.fromkeys(run.slug for run in todo))}",
         *([f"  MNLI:    {listed(sorted(parents))}, which others start from"] if parents else []),
         f"  time:    {time_left}",
-        *about([run.config for run in todo], sum(run.run_id in now.ok for run in todo)),
+        *about(todo, sum(run.run_id in now.ok for run in todo)),
     ]
 
 
@@ -186,9 +186,7 @@ def launch_once(settings: DictConfig, runs: Sequence[PlannedRun], workers: int, 
     """
     launcher, outputs = settings.launcher, settings.runtime.outputs
     size = int(launcher.runs_per_job)
-    own = {run.task: TASKS[run.task] for run in runs if TASKS[run.task].own is not None}
-    parts = [[run.config for run in runs[start : start + size]] for start in range(0, len(runs), size)]
-    jobs = [Job(tuple(part), tuple(own.values()), os.getcwd()) for part in parts]
+    jobs = [Job(tuple(runs[start : start + size]), os.getcwd()) for start in range(0, len(runs), size)]
     interrupted = functools.partial(say_what_runs, settings, {run.run_id for run in runs})
     with Watch(runs, done, settings.runtime.results, outputs, workers).shown():
         if launcher.name == "local":

@@ -21,7 +21,7 @@ from lora.sweep.worker import Job, run_job
 from lora.training import processes
 
 if TYPE_CHECKING:
-    from lora.sweep.expand import PlannedRun
+    from lora.config.run import PlannedRun
 
 POLL_SECONDS = 0.2
 VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora.config.auto import not_covered, takes_gpu
-from lora.config.run import RunConfig
-from lora.data.tasks import KEYS, TASKS
+from lora.config.run import PlannedRun, RunConfig
+from lora.data.tasks import KEYS
 from lora.errors import UserError
 from lora.methods.configs import method_words
 from lora.records.record import RunRecord, read_record, record_path
-from lora.sweep.expand import PlannedRun, estimator, own_records
+from lora.sweep.expand import estimator, own_records
 from lora.sweep.notes import Note, read_notes
 
 BAR = 20  # characters
@@ -31,13 +31,14 @@ ORIGINS = {
 # Before.
 
 
-def about(configs: Sequence[RunConfig], again: int = 0) -> list[str]:
+def about(runs: Sequence[PlannedRun], again: int = 0) -> list[str]:
     """Lines about runs to train, `again` of them only for their adapters: what their results depend on, W&B copies."""
+    configs = [run.config for run in runs]
     models = dict.fromkeys(config.model.name for config in configs)
     epochs = sorted({config.train.epochs for config in configs})
     lines = [f"  encoder: {', '.join(models)}; epochs: {', '.join(map(str, epochs))}"]
-    for name, config in {config.task: config for config in configs if TASKS[config.task].own is not None}.items():
-        rows = TASKS[name].official_rows | {"train": config.train_rows}
+    for name, run in {run.task.name: run for run in runs if run.task.own is not None}.items():
+        rows = run.task.official_rows | {"train": run.train_rows}
         lines.append(f"  rows:    {name}: {', '.join(f'{KEYS[split]} {count:,}' for split, count in rows.items())}")
     rates: dict[str, dict[str, set[float]]] = {}
     for config in configs:
@@ -87,8 +88,8 @@ class Lines:
 class Display:
     """The progress of a single run: a line per epoch, and in between where it is."""
 
-    def __init__(self, config: RunConfig, note: Note):
-        self.metric, self.count, self.note = TASKS[config.task].metric, config.train.epochs, note
+    def __init__(self, run: PlannedRun, note: Note):
+        self.metric, self.count, self.note = run.task.metric, run.config.train.epochs, note
         self.lines = Lines()
         self.said: int | None = None  # number of epochs whose line is printed
         if sys.stderr.isatty():
@@ -205,7 +206,7 @@ def seconds_left(note: Mapping[str, Any] | None, expected: float | None) -> floa
 def named(run: PlannedRun) -> str:
     """`LoRA qv r8 · CoLA · seed 3`."""
     title, details = method_words(run.slug, run.method)
-    return f"{' '.join((title, *details))} · {TASKS[run.task].title} · seed {run.seed}"
+    return f"{' '.join((title, *details))} · {run.task.title} · seed {run.seed}"
 
 
 def shown(value: float | None) -> str:

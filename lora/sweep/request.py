@@ -8,6 +8,7 @@ are the grid.
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -15,11 +16,12 @@ from omegaconf import DictConfig
 
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
 from lora.config.rates import FILE, read_rates
-from lora.data.own_task import add_kept_tasks
-from lora.data.tasks import Task, find_task, task_file
+from lora.config.run import PlannedRun
+from lora.data.own_task import kept_tasks, read_task, task_file
+from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import at_home
-from lora.sweep.expand import PlannedRun, Values, expand_blocks
+from lora.sweep.expand import Values, expand_blocks
 
 LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
 ADHOC = "adhoc"  # in place of an experiment's name: the command's values are the grid
@@ -44,9 +46,8 @@ def read_request(profile: str, arguments: Sequence[str]) -> Request:
     profiles, named = given.pop("profile", [profile]), given.pop("experiment", None)
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
-    kept = add_kept_tasks(results_of(profiles[0], settings_of(given)))
-    if kept and "task" not in given and read_profile(profiles[0]).get("task", "") is None:
-        given["task"] = kept
+    if "task" not in given and read_profile(profiles[0]).get("task", "") is None:
+        given |= {"task": kept} if (kept := [*kept_tasks(results_of(profiles[0], settings_of(given)))]) else {}
     return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
 
 
@@ -66,10 +67,11 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
     """
     request = read_request(profile, arguments)
     overrides = settings_of(request.given)
-    read_own_tasks(overrides)
+    tasks = own_tasks(overrides)
     read_rates(rates_setting(request.profile, overrides))  # a broken file is one mistake, not one of every run
     grids, chosen = grids_of(request, whole)
-    runs = expand_blocks(request.profile, narrowed(grids, chosen) if grids else {ADHOC: [request.given]}, chosen)
+    blocks = narrowed(grids, chosen) if grids else {ADHOC: [request.given]}
+    runs = expand_blocks(request.profile, blocks, chosen, tasks)
     if not runs:
         raise UserError(f"no run of profile {request.profile} has {' '.join(overrides)} together\n{ways_out(request)}")
     for folder in values_given("data.path", overrides):
@@ -112,7 +114,8 @@ def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[Pl
     request, blocks = read_request(profile, overrides), grid(profile, experiment)
     if any(new_values(key, values, blocks) for key, values in request.given.items()):
         return []
-    return expand_blocks(request.profile, narrowed({experiment: blocks}, request.given), request.given)
+    tasks = own_tasks(settings_of(request.given))
+    return expand_blocks(request.profile, narrowed({experiment: blocks}, request.given), request.given, tasks)
 
 
 def ways_out(request: Request) -> str:
@@ -146,7 +149,7 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
     sizes = {rate.key: len(rate.tried) for rate in rates}
     tasks: dict[tuple[str, str, str], dict[str, int]] = {}
     for run in runs if sizes else ():
-        origin, place = run.config.runtime.rate_from, (run.model, run.protocol, run.task)
+        origin, place = run.config.runtime.rate_from, (run.model, run.protocol, run.task.name)
         if origin != "stated":
             name = run.config.runtime.rate_name
             tasks.setdefault(place, {})[name] = sizes[*place, name] if origin == "tuned" else 0
@@ -168,21 +171,23 @@ def sweep_settings(profile: str, overrides: Sequence[str]) -> DictConfig:
     return compose_config([f"profile={profile}", *shared])
 
 
-def read_own_tasks(overrides: Sequence[str]) -> None:
-    """Read the tasks whose files overrides name.
+def own_tasks(overrides: Sequence[str]) -> dict[str, Task]:
+    """File -> the task that it defines, for the files that overrides name.
 
     Raises: UserError: If a file or one of its rows is invalid, or two files of equal name and content lie in different
         folders, as the folds of a cross-validation may: their runs would have the same names.
     """
-    tasks: dict[str, Task] = {}
-    for path in filter(None, map(task_file, map(str, values_given("task", overrides)))):
-        task = find_task(str(path), "")
-        other = tasks.setdefault(task.name, task)
-        if other.folder != task.folder:
+    files = {word: path for word in map(str, values_given("task", overrides)) if (path := task_file(word))}
+    tasks = {word: read_task(path) for word, path in files.items()}
+    folders: dict[str, Path | None] = {}
+    for word, task in tasks.items():
+        if (other := folders.setdefault(task.name, task.folder)) != task.folder:
+            path = files[word]
             raise UserError(
-                f"{other.folder} and {task.folder} both define the task {task.name}: give the two files "
+                f"{other} and {task.folder} both define the task {task.name}: give the two files "
                 f"different names, such as {path.stem}_2{path.suffix}"
             )
+    return tasks
 
 
 def settings_of(given: Values) -> list[str]:

@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from lora.config.run import PlannedRun
 from lora.files import REFERENCE, RESULTS
 from lora.records.record import RunRecord, checkpoint_path, load_records, note_path
-from lora.sweep.expand import PlannedRun, estimator, own_records, state_of
+from lora.sweep.expand import estimator, own_records, state_of
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import counted, duration, seconds_left, shown
 from lora.sweep.request import select_runs, sweep_settings

@@ -15,14 +15,22 @@ from pathlib import Path
 
 from lora.config.compose import chosen_option, compose_run
 from lora.config.rates import TUNING, Rate, rates_path, read_rates, write_rates
-from lora.config.run import RunConfig
-from lora.data.tasks import TASKS
+from lora.config.run import PlannedRun, RunConfig
 from lora.errors import DIVERGED, UnfinishedError, UserError
 from lora.records.predictions import dev_predictions, is_constant
 from lora.records.record import RunRecord
-from lora.sweep.expand import PlannedRun, Values, expand_blocks
+from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.launch import launch_runs
-from lora.sweep.request import LEARNING_RATE, experiments_of, grid, read_request, sweep_settings, values_of
+from lora.sweep.request import (
+    LEARNING_RATE,
+    experiments_of,
+    grid,
+    own_tasks,
+    read_request,
+    settings_of,
+    sweep_settings,
+    values_of,
+)
 
 METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
@@ -46,7 +54,8 @@ def main(given: argparse.Namespace) -> None:
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
     grids = rate_grids(profile, asked)
-    planned = [expand_blocks(profile, {TUNING: [axes]}) for _, axes in grids]  # with the MNLI runs to start from
+    tasks = own_tasks(settings_of(asked))
+    planned = [expand_blocks(profile, {TUNING: [axes]}, None, tasks) for _, axes in grids]  # MNLI runs included
     every = {run.run_id: run for runs in planned for run in runs}
     now, unfinished = launch_runs(settings, list(every.values()), arguments)
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
@@ -54,7 +63,7 @@ def main(given: argparse.Namespace) -> None:
     print("learning rates, and the mean score over seeds of the best epoch on dev (-: diverged, collapsed or no score)")
     rates, without, earlier = [], [], {one.key: one.lr for one in read_rates(path)}
     for (first, axes), runs in zip(grids, planned, strict=True):
-        tried = scores([run for run in runs if run.task == first.task], now.ok, Path(settings.runtime.results))
+        tried = scores([run for run in runs if run.task.name == first.task], now.ok, Path(settings.runtime.results))
         best, outcome = best_rate(tried)
         name = first.runtime.rate_name
         key = (first.model.name, first.protocol, first.task, name)
@@ -119,7 +128,7 @@ def scores(runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Pat
     values: dict[float, list[float | None]] = {}
     for run in sorted(runs, key=lambda run: run.config.train.lr):
         record = ok.get(run.run_id)
-        collapsed = record is None or is_constant(dev_predictions(record, results)["best"], TASKS[run.task])
+        collapsed = record is None or is_constant(dev_predictions(record, results)["best"], run.task)
         values.setdefault(run.config.train.lr, []).append(None if collapsed else record.selected["best"]["value"])
     return {rate: None if None in several else sum(several) / len(several) for rate, several in values.items()}
 

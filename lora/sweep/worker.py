@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
-from lora.config.run import RunConfig
-from lora.data.tasks import TASKS, Task
+from lora.config.run import PlannedRun, RunConfig
 from lora.errors import DivergedError, UnfinishedError, UserError
 from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
 from lora.records.record import (
@@ -34,7 +33,7 @@ from lora.training import processes
 from lora.training.processes import InterruptedRunError, check_batch, rank, world_size
 
 
-def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
+def ensure_record(run: PlannedRun, mistakes_fail: bool) -> RunRecord:
     """Return the run's record, training the run first if necessary. A failure in training makes a `failed` record.
 
     Args:
@@ -43,24 +42,25 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     Raises: UserError: In a single run, without a record. HeldError: If another worker trains the run.
         InterruptedRunError: If a signal interrupts it. UnfinishedError: If it has a record, and not its adapter.
     """
-    record, runtime = usable_record(config), config.runtime
+    config, runtime = run.config, run.config.runtime
+    record = usable_record(config)
     if not mistakes_fail:  # the launcher of a sweep has already checked
         beside = load_records(runtime.results)[0]
         todo = {config.run_id} if record is None else ()
-        verify_inputs([config], beside, todo)  # before loading torch, which takes seconds
+        verify_inputs([run], beside, todo)  # before loading torch, which takes seconds
     if record is not None:
         if not mistakes_fail and rank() == 0:
             clean_up(runtime.results, runtime.outputs, config.run_id)
         return record
     check_batch(config.train, world_size())  # before the lock, which creates a folder
     if rank() != 0:
-        return train(config, mistakes_fail)
+        return train(run, mistakes_fail)
     check_writable(runtime.results)
     if not mistakes_fail:
         again = (before := kept_record(config)) is not None and before.status == "ok"
-        print("\n".join([f"{config.run_id}:", *about([config], int(again))]), flush=True)
+        print("\n".join([f"{config.run_id}:", *about([run], int(again))]), flush=True)
     with held(runtime.outputs, config.run_id) as note:
-        record = usable_record(config) or train(config, mistakes_fail, note)  # another may just have ended
+        record = usable_record(config) or train(run, mistakes_fail, note)  # another may just have ended
     if record.status == "ok" and usable_record(config) is None:
         raise UnfinishedError("its record is written, but not its adapter; the same command trains it again for that")
     return record
@@ -86,14 +86,15 @@ def has_adapter(record: RunRecord, outputs: str) -> bool:
     return path.exists() and hash_file(path) == record.adapter
 
 
-def train(config: RunConfig, mistakes_fail: bool, note: Note | None = None) -> RunRecord:
+def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> RunRecord:
     """Train, and write the record, predictions and adapter.
 
     Args:
         note: Only the main process, which has one, writes and shows anything.
     """
-    from lora.training.loop import run  # loads torch, which a finished run does not need
+    from lora.training import loop  # loads torch, which a finished run does not need
 
+    config = run.config
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     watchers: list[Any] = []  # called after every step, and at the end with the record, or None if there is none
     if note is not None and config.runtime.tracking != "off":
@@ -101,11 +102,13 @@ def train(config: RunConfig, mistakes_fail: bool, note: Note | None = None) -> R
 
         watchers.append(Tracked(config))
     if note is not None and not mistakes_fail:
-        watchers.append(Display(config, note))
+        watchers.append(Display(run, note))
     called, written = [*watchers, *([note] if note else [])], None
     try:
         try:
-            record, predictions, files = run(config, lambda progress: [call(progress) for call in called])
+            record, predictions, files = loop.run(
+                config, run.task, lambda progress: [call(progress) for call in called]
+            )
         except InterruptedRunError:
             raise
         except Exception as error:
@@ -118,19 +121,19 @@ def train(config: RunConfig, mistakes_fail: bool, note: Note | None = None) -> R
             seconds = round(time.monotonic() - started, 3)
             record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.for_record())
             predictions = files = None
-        written = record if note is None else write(config, record, predictions, files)
+        written = record if note is None else write(run, record, predictions, files)
         return written
     finally:
         for watcher in watchers:
             watcher.end(written)
 
 
-def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
+def write(run: PlannedRun, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
     """Write what a run has made, the record last, or what was trained again for its adapter. Returns: The record.
 
     Raises: UserError: If a file cannot be written, or the run was trained again for its adapter with another outcome.
     """
-    runtime, before = config.runtime, kept_record(config)
+    config, runtime, before = run.config, run.config.runtime, kept_record(run.config)
     again = before is not None and before.status == "ok"
     if again and record.predictions != before.predictions:
         why = record.error or "its predictions differ from those of its record, as on another machine"
@@ -150,10 +153,10 @@ def write(config: RunConfig, record: RunRecord, predictions: bytes | None, files
             record, files = replace(record, adapter=None), None
     if again:
         record = replace(before, adapter=record.adapter or before.adapter)
-    elif TASKS[config.task].own is not None:
-        from lora.data.own_task import keep_task
+    elif run.task.own is not None:
+        from lora.data.own_task import keep
 
-        keep_task(TASKS[config.task], runtime.results)  # before its first record: reports cannot read one without it
+        keep(run.task, runtime.results)  # before its first record: reports cannot read one without it
     if files is not None or not again:
         write_record(runtime.results, record)
     clear(runtime.results, runtime.outputs, config.run_id)
@@ -183,12 +186,10 @@ class Job:
     """Runs that a worker trains one after another.
 
     Args:
-        tasks: The user-defined tasks of the runs, which another process does not know.
         folder: The working directory of the sweep, to which its relative folders refer.
     """
 
-    runs: tuple[RunConfig, ...]
-    tasks: tuple[Task, ...]
+    runs: tuple[PlannedRun, ...]
     folder: str
 
     @property
@@ -203,26 +204,25 @@ def run_job(job: Job) -> dict[str, str]:
         Interrupted runs are left out. Nothing is raised, since a launcher may lose the other runs' outcomes then.
     """
     os.chdir(job.folder)
-    TASKS.update({task.name: task for task in job.tasks})
     processes.listen()
     outcomes = {}
-    for config in job.runs:
+    for run in job.runs:
         if processes.noted:
             break
         try:
-            outcomes[config.run_id] = ensure_record(config, mistakes_fail=True).status
+            outcomes[run.run_id] = ensure_record(run, mistakes_fail=True).status
         except HeldError:
-            outcomes[config.run_id] = "held"
+            outcomes[run.run_id] = "held"
         except InterruptedRunError:
             continue
         except (UserError, UnfinishedError) as error:
-            outcomes[config.run_id] = str(error)
-            print(f"error: {config.run_id}: {error}", file=sys.stderr, flush=True)
+            outcomes[run.run_id] = str(error)
+            print(f"error: {run.run_id}: {error}", file=sys.stderr, flush=True)
     processes.end_of_job()
     return outcomes
 
 
-def verify_inputs(configs: Sequence[RunConfig], records: Iterable[RunRecord], todo: Container[str]) -> None:
+def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo: Container[str]) -> None:
     """Check that the rows and weights found here are those that the records of the same folder were made from.
 
     A run has the same name on every machine, wherever its rows and encoder lie. What lies in folders is compared by its
@@ -236,15 +236,16 @@ def verify_inputs(configs: Sequence[RunConfig], records: Iterable[RunRecord], to
     asked: dict[tuple[str, int | None], RunConfig] = {}
     rows: dict[tuple[str, int | None], str] = {}
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
-    known, seen = {config.run_id for config in configs}, set()
-    for config in sorted(configs, key=lambda config: config.run_id not in todo):
-        part, model = (config.task, config.data.train_rows), config.model
+    known, seen = {run.run_id for run in runs}, set()
+    for run in sorted(runs, key=lambda run: run.run_id not in todo):
+        config, model = run.config, run.config.model
+        part = (config.task, config.data.train_rows)
         if (*part, model.name) in seen:
             continue
         seen.add((*part, model.name))
         asked.setdefault(part, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
-            rows[part] = fingerprint(config)
+            rows[part] = fingerprint(run)
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
@@ -279,9 +280,9 @@ def peft_version() -> str | None:
     return None
 
 
-def fingerprint(config: RunConfig) -> str:
+def fingerprint(run: PlannedRun) -> str:
     """The fingerprint of the rows that a run is trained and evaluated on."""
     from lora.data.read import read  # loads the datasets library
 
-    data = config.data
-    return read(TASKS[config.task], data.source, data.path, data.revision, data.train_rows).fingerprint
+    data = run.config.data
+    return read(run.task, data.source, data.path, data.revision, data.train_rows).fingerprint

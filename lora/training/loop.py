@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
 from lora.data.read import read
-from lora.data.tasks import TASKS
+from lora.data.tasks import Task
 from lora.errors import DIVERGED, DivergedError
 from lora.methods import apply
 from lora.models.load import Encoder, load_encoder
@@ -50,9 +50,9 @@ class Progress:
 
 
 def run(
-    config: RunConfig, report: Callable[[Progress], None] = lambda progress: None
+    config: RunConfig, task: Task, report: Callable[[Progress], None] = lambda progress: None
 ) -> tuple[RunRecord, bytes, dict[str, bytes] | None]:
-    """Train and evaluate one configuration.
+    """Train and evaluate one configuration of a task.
 
     Args:
         report: Called after every optimizer step.
@@ -62,7 +62,7 @@ def run(
         diverges. InterruptedRunError: After a signal. The next call of the same run resumes from its checkpoint.
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    task, train = TASKS[config.task], config.train
+    train = config.train
     headline = selecting_split(task, train.selection)
     process = start_process(config)
 
@@ -76,7 +76,7 @@ def run(
         from lora.training.mnli_start import start_from
 
         start_from(model, config)
-    pack = adapter_packer(model, config, encoder) if config.runtime.save_adapter else None
+    pack = adapter_packer(model, config, task, encoder) if config.runtime.save_adapter else None
     method, params = model.applied.method, count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
@@ -87,7 +87,7 @@ def run(
     # Kernels, optimizer and schedule.
     lengths = splits["train"].lengths
     steps = train.epochs * math.ceil(len(lengths) / train.batch)
-    step = prepare_step(model, config, process, steps)
+    step = prepare_step(model, config, task, process, steps)
 
     # The loop, from the beginning or from the checkpoint.
     inputs = made_from(config, data.fingerprint, encoder, process)
@@ -176,7 +176,7 @@ def run(
 
 
 def adapter_packer(
-    model: nn.Module, config: RunConfig, encoder: Encoder
+    model: nn.Module, config: RunConfig, task: Task, encoder: Encoder
 ) -> Callable[[dict[str, Any]], dict[str, bytes]]:
     """A function from the record's `selected` to the files of the model's adapter, as it is trained at that moment.
 
@@ -186,7 +186,7 @@ def adapter_packer(
     from lora.adapters.base import describe_base
     from lora.adapters.folder import pack
 
-    base, task = describe_base(model, config.model.name, encoder.revision), TASKS[config.task]
+    base = describe_base(model, config.model.name, encoder.revision)
     unplaced, columns = dataclasses.replace(config.model, path=None), None if task.own is None else task.columns
 
     def packed(selected: dict[str, Any]) -> dict[str, bytes]:

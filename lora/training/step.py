@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora.config.run import RunConfig, TrainConfig
-from lora.data.tasks import TASKS, Task
+from lora.data.tasks import Task
 from lora.methods.bottleneck import is_layer_norm
 from lora.models.modules import is_head, trainable
 from lora.rng import seed_for
@@ -99,7 +99,7 @@ class Step:
         return self.process.sum(loss)
 
 
-def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: int) -> Step:
+def prepare_step(model: nn.Module, config: RunConfig, task: Task, process: Process, steps: int) -> Step:
     """Set up a run's kernels, optimizer and schedule, for a model with its method applied.
 
     Args:
@@ -121,7 +121,7 @@ def prepare_step(model: nn.Module, config: RunConfig, process: Process, steps: i
     # Stock dropout draws from the global generator, which is seeded last so that nothing above advances it.
     torch.manual_seed(seed_for(config.seed, "dropout", process.rank))
     ranks = allocator(model, steps)
-    return Step(model, trained, optimizer, schedule, masks, process, TASKS[config.task], train, ranks)
+    return Step(model, trained, optimizer, schedule, masks, process, task, train, ranks)
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

@@ -21,7 +21,6 @@ from jaxtyping import Float
 from scipy import special
 
 from lora.data.metrics import METRICS, compute
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import read_object, write_atomically
 from lora.records.analysis import EXAMPLES, analysis_json, compared
@@ -29,7 +28,7 @@ from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord, load_curves, load_records
 from lora.report.build import Report, build
 from lora.report.catalogue import sections_of
-from lora.report.gather import Gathered, config_here
+from lora.report.gather import Gathered, run_here
 from lora.report.gather import options as options
 from lora.report.placements import from_base
 from lora.report.runs import LAYERS, MAIN
@@ -91,12 +90,14 @@ def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, 
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
 
+    tasks = report.gathered.tasks
+
     @functools.cache
     def values(run_id: str) -> Float[np.ndarray, " rows"]:
         record = report.state.ok[run_id]
         task, predicted = record.config["task"], dev_predictions(record, report.gathered.folder)["best"]
-        check(record, TASKS[task].metric, predicted, labels[task])
-        return pseudo_values(TASKS[task].metric, predicted, labels[task])
+        check(record, tasks[task].metric, predicted, labels[task])
+        return pseudo_values(tasks[task].metric, predicted, labels[task])
 
     entries = []
     for one in comparisons(report):
@@ -130,10 +131,11 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 
     labels, runs = {}, gathered.runs.dropna(subset="device")
     for row in runs.drop_duplicates("task").itertuples():
-        if TASKS[row.task].is_definition_only and runs["task"].nunique() > 1:
+        if gathered.tasks[row.task].is_definition_only and runs["task"].nunique() > 1:
             continue  # the command names the file of another task
-        data, task = config_here(gathered.state.ok[row.run_id], gathered).data, TASKS[row.task]
-        found = read(task, data.source, data.path, data.revision, data.train_rows)
+        run = run_here(gathered.state.ok[row.run_id], gathered)
+        data = run.config.data
+        found = read(run.task, data.source, data.path, data.revision, data.train_rows)
         if found.fingerprint != row.fingerprint:
             raise UserError(f"the rows of {row.task} are not those that {row.run_id} was trained on")
         splits = splits_of(gathered.state.ok[row.run_id])

@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lora.adapters.folder import recorded_adapter
-from lora.config.run import RunConfig
-from lora.data.tasks import TASKS
+from lora.config.run import PlannedRun
 from lora.errors import UserError
 from lora.files import rounded, write_atomically
 from lora.records.analysis import SUBSPACES, analysis_json
@@ -71,20 +70,20 @@ class Saved:
     """One trained LoRA: module name -> A (rank x inputs) and B (outputs x rank), in float64."""
 
     record: RunRecord
-    config: RunConfig
+    run: PlannedRun
     a: dict[str, np.ndarray]
     b: dict[str, np.ndarray]
 
     def update(self, name: str) -> Float[np.ndarray, "d_out d_in"]:
         """The update of a module: alpha / r * B A, or as the method scales it."""
-        return self.config.method.scale_at(self.a[name].shape[0]) * self.b[name] @ self.a[name]
+        return self.run.config.method.scale_at(self.a[name].shape[0]) * self.b[name] @ self.a[name]
 
 
-def read_adapter(record: RunRecord, config: RunConfig) -> Saved:
+def read_adapter(record: RunRecord, run: PlannedRun) -> Saved:
     """Read a run's adapter. Raises: UserError: If it is absent, broken, or not the one that the record names."""
-    pairs = recorded_adapter(record, config.runtime.outputs).pairs()
+    pairs = recorded_adapter(record, run.config.runtime.outputs).pairs()
     a, b = ({name: pair[side].double().numpy() for name, pair in pairs.items()} for side in (0, 1))
-    return Saved(record, config, a, b)
+    return Saved(record, run, a, b)
 
 
 def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:
@@ -141,7 +140,7 @@ def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[st
     from lora.models.load import load_encoder
     from lora.models.modules import find_target, weight_of
 
-    encoder = load_encoder(saved.config.model, TASKS[saved.config.task], saved.config.seed)
+    encoder = load_encoder(saved.run.config.model, saved.run.task, saved.run.seed)
     if encoder.weights != saved.record.provenance["weights"]:
         raise UserError(f"the encoder at hand has other weights than {saved.record.run_id} started from")
     modules = {target: [name for name in find_target(encoder.model, target) if name in saved.a] for target in TARGETS}
@@ -156,7 +155,7 @@ def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
     from lora.methods.lowrank import init_a
 
     lora_a = torch.empty(saved.a[name].shape)
-    init_a(lora_a, saved.config.method, saved.config.seed, name)
+    init_a(lora_a, saved.run.config.method, saved.run.seed, name)
     return lora_a.double().numpy()
 
 
@@ -164,10 +163,10 @@ def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 no adapter to analyse exists, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
     shown, adapters = set(gathered.runs["run_id"]), {}
-    for record, config in saved_runs(gathered):  # LoRA on Wq and Wv, trained from the pretrained encoder
-        rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(config.method.slug)
-        if rank is not None and config.start == "pretrained" and record.run_id in shown:
-            adapters[config.model.name, config.task, rank, config.seed] = read_adapter(record, config)
+    for record, run in saved_runs(gathered):  # LoRA on Wq and Wv, trained from the pretrained encoder
+        rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(run.config.method.slug)
+        if rank is not None and run.start == "pretrained" and record.run_id in shown:
+            adapters[run.model, run.task.name, rank, run.seed] = read_adapter(record, run)
     cases, used = analyse(adapters)
     if not cases:
         raise UserError(

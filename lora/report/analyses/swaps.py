@@ -19,10 +19,9 @@ from lora.adapters.adapter import Adapter
 from lora.adapters.base import base_tensors
 from lora.adapters.folder import recorded_adapter
 from lora.adapters.merge import swap, unmerge
-from lora.config.run import RunConfig
+from lora.config.run import PlannedRun
 from lora.data.batching import Encoded, collate, encode, evaluation_batches
 from lora.data.read import read
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import write_atomically
 from lora.models.load import load_encoder
@@ -55,17 +54,17 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def analyse(
-    adapters: Mapping[str, Mapping[str, tuple[RunConfig, Adapter]]], cycles: int
+    adapters: Mapping[str, Mapping[str, tuple[PlannedRun, Adapter]]], cycles: int
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """The entries of the analysis, one per dtype and encoder with at least two adapters; and their run_ids. `adapters`:
-    encoder -> run_id -> configuration and saved LoRA adapter."""
+    encoder -> run_id -> run and saved LoRA adapter."""
     cases, used = [], set()
     for name, of_model in adapters.items():
         if len(of_model) < 2:
             continue
-        config, _ = next(iter(of_model.values()))
+        run, _ = next(iter(of_model.values()))
         for label, dtype in DTYPES.items():
-            model = load_encoder(config.model, TASKS[config.task], config.seed).model.to(dtype)
+            model = load_encoder(run.config.model, run.task, run.seed).model.to(dtype)
             failures = count_failures(model, [adapter for _, adapter in of_model.values()], cycles)
             about = f"swaps of {len(of_model)} adapters on {name}, {label}"
             cases.append({"label": about, "trials": cycles, "failures": failures, "runs": sorted(of_model)})
@@ -73,20 +72,18 @@ def analyse(
     return cases, used
 
 
-def subtraction(
-    config: RunConfig, adapters: Sequence[Adapter], rows: Encoded, pad_token_id: int
-) -> list[dict[str, Any]]:
+def subtraction(run: PlannedRun, adapters: Sequence[Adapter], rows: Encoded, pad_token_id: int) -> list[dict[str, Any]]:
     """What the paper's own swaps leave, W - s BA + s' B'A' in the weights' dtype, with adapters that take turns.
 
     Args:
-        config: The run of the first adapter, with which every series of swaps ends.
+        run: That of the first adapter, with which every series of swaps ends.
         rows: Dev rows of its task. The truth is that adapter merged into a copy of W0.
     Returns: Per dtype and number of swaps: the error of the recovered W0 in relation to W0 and to s BA (norms over all
         adapted weights), the largest change of a logit, and the number of rows whose class changes.
     """
     cases = []
     for label, dtype in DTYPES.items():
-        model = load_encoder(config.model, TASKS[config.task], config.seed).model.to(dtype).eval()
+        model = load_encoder(run.config.model, run.task, run.seed).model.to(dtype).eval()
         updates = [
             {
                 name: (adapter.scale(name) * (b.float() @ a.float())).to(dtype)
@@ -106,7 +103,7 @@ def subtraction(
                 model.get_submodule(name).weight.data.copy_(weight)
             found = logits_of(model, rows, pad_token_id)
             error = norm((weights[n] - updates[0].get(n, 0)).float() - w.float() for n, w in base.items())
-            case = {"label": label, "swaps": swaps, "task": config.task, "rows": len(found)}
+            case = {"label": label, "swaps": swaps, "task": run.task.name, "rows": len(found)}
             case |= {"of_weight": error / norm(base.values()), "of_update": error / norm(updates[0].values())}
             changed = int((found.argmax(-1) != exact.argmax(-1)).sum())
             cases.append(case | {"logits": float((found - exact).abs().max()), "changed": changed})
@@ -131,11 +128,11 @@ def logits_of(model: nn.Module, rows: Encoded, pad_token_id: int) -> torch.Tenso
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done, whatever the result; 2 fewer than two adapters exist, or one is not its record's."""
     gathered = gather(given.profile, given.overrides)
-    adapters: dict[str, dict[str, tuple[RunConfig, Adapter]]] = {}
-    for record, config in saved_runs(gathered):
-        if config.method.name == "lora":
-            adapter = recorded_adapter(record, config.runtime.outputs)
-            adapters.setdefault(config.model.name, {})[record.run_id] = config, adapter
+    adapters: dict[str, dict[str, tuple[PlannedRun, Adapter]]] = {}
+    for record, run in saved_runs(gathered):
+        if run.method == "lora":
+            adapter = recorded_adapter(record, run.config.runtime.outputs)
+            adapters.setdefault(run.model, {})[record.run_id] = run, adapter
     cases, used = analyse(adapters, CYCLES)
     if not cases:
         raise UserError(
@@ -147,19 +144,19 @@ def main(given: argparse.Namespace) -> None:
         print(f"{case['label']}: {case['failures']} of {case['trials']} cycles left other weights")
     cases, made_from = [], {}
     for of_model in adapters.values():
-        classifying = [run_id for run_id, (config, _) in of_model.items() if TASKS[config.task].labels]
+        classifying = [run_id for run_id, (run, _) in of_model.items() if run.task.labels]
         if len(of_model) > 1 and classifying:
-            config, adapter = of_model[classifying[0]]
+            run, adapter = of_model[classifying[0]]
             others = [other for run_id, (_, other) in of_model.items() if run_id != classifying[0]]
-            cases += subtraction(config, [adapter, *others], *dev_rows(config))
+            cases += subtraction(run, [adapter, *others], *dev_rows(run))
             made_from |= {run_id: gathered.state.ok[run_id].adapter for run_id in of_model}
     if cases:
         write_atomically(folder / SUBTRACTION, analysis_json(made_from, cases))
 
 
-def dev_rows(config: RunConfig) -> tuple[Encoded, int]:
+def dev_rows(run: PlannedRun) -> tuple[Encoded, int]:
     """The encoded dev rows of a run, and the padding token."""
-    task, data = TASKS[config.task], config.data
+    task, data = run.task, run.config.data
     rows = read(task, data.source, data.path, data.revision, data.train_rows).splits[task.validation_splits[0]]
-    tokenizer = load_encoder(config.model, task, config.seed).tokenizer
+    tokenizer = load_encoder(run.config.model, task, run.seed).tokenizer
     return encode(rows, task, tokenizer, data.max_length), tokenizer.pad_token_id

@@ -12,13 +12,12 @@ from jaxtyping import Float
 
 from lora.cost.efficiency.summary import TIMES, by_round
 from lora.cost.timing import median_interval, sign_p
-from lora.data.tasks import TASKS
 from lora.methods.configs import METHOD_TITLES
 from lora.models.sizes import gpt3_count
 from lora.report import stats
 from lora.report.claims.statements import Bound, Claim, Compare, Side
 from lora.report.comparisons import best_rates
-from lora.report.runs import START_TITLES, encoder_title, slug_label
+from lora.report.runs import START_TITLES, encoder_title, in_order, slug_label, task_title
 
 Unit = Literal["points", "ratio", "failures"]
 GPT3 = "GPT-3 175B"
@@ -200,7 +199,7 @@ def differences(claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], c
         named = zip(sides, (compare.one, compare.other), strict=True)
         names = [described(side) if runs.empty else labels([runs])[0] for runs, side in named]
         return [Finding(" - ".join(names), "points", 0, compare.bound, reason=reason)]
-    tasks = [task for task in TASKS if task in {*one["task"]} & {*other["task"]}]
+    tasks = [task for task in in_order(one) if task in set(other["task"])]
     groups = [[task] for task in claim.tasks]
     if claim.tasks == "average":  # tasks trained on parts of their rows are averaged only if all are
         groups = [[task for task in tasks if task not in set(one.loc[one["kind"] == "part", "task"])] or tasks]
@@ -213,7 +212,7 @@ def differences(claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], c
         names = labels([side if here.empty else here for here, side in zip(there, sides, strict=True)])
         found = difference(compare.bound, names, group, pairs, len(claim.compare) * len(groups))
         if not set(group) <= set(tasks):
-            found = replace(found, reason=f"this profile has no such runs on {TASKS[group[0]].title}")
+            found = replace(found, reason=f"this profile has no such runs on {task_title(group[0])}")
         findings.append(found)
     return findings
 
@@ -222,7 +221,7 @@ def difference(
     bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame, comparisons: int = 1
 ) -> Finding:
     """The finding on one task or average. `comparisons`: how many the claim has."""
-    titles = ", ".join(TASKS[task].title for task in tasks)
+    titles = ", ".join(map(task_title, tasks))
     place = f"average of {titles}" if len(tasks) > 1 else titles
     label = f"{names[0]} - {names[1]}, {place}"
     here = pairs[pairs["task"].isin(tasks)]
@@ -230,7 +229,7 @@ def difference(
     values = stats.by_seed(here, tasks).to_numpy(float)
     found = stats.mean_interval(values)
     needed = stats.needed_text(stats.seeds_needed(values, bound.edges, comparisons), "decide it")
-    if absent := [TASKS[task].title for task in tasks if task not in set(pairs["task"])]:
+    if absent := [task_title(task) for task in tasks if task not in set(pairs["task"])]:
         reason = f"no pair of seeds on {', '.join(absent)}"
     elif not found.n:
         reason = "no seed has a pair on every task"
@@ -265,8 +264,8 @@ def labels(sides: Sequence[pd.DataFrame]) -> list[str]:
     for i, side in enumerate(sides):
         start = f"from {START_TITLES[side['start'].iloc[0]]}"
         if side["start"].nunique() > 1:
-            started = set(side.loc[side["start"] == "mnli", "task"])
-            start = f"from {START_TITLES['mnli']} ({', '.join(TASKS[task].title for task in TASKS if task in started)})"
+            started = in_order(side[side["start"] == "mnli"])
+            start = f"from {START_TITLES['mnli']} ({', '.join(map(task_title, started))})"
         names[i] = names[i] if names[i].endswith(f", {start}") else f"{names[i]} {start}"
     return names
 
