@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,6 +153,7 @@ def train_one(arguments: Sequence[str]) -> int:
     """Train one run, unless it is done, and print its outcome."""
     from lora.config.auto import check_device
     from lora.config.compose import compose_family, read_overrides
+    from lora.config.plan import ADHOC, OWN_TASK
     from lora.sweep.worker import ensure_record, usable_record
     from lora.training import processes
 
@@ -161,7 +163,7 @@ def train_one(arguments: Sequence[str]) -> int:
         raise UserError(f"{grids[-1]} is a grid of runs: python -m lora -m {' '.join(overrides)} trains them")
     processes.listen()
     processes.answer = b"\ninterrupted: the run stops at its next step; press Ctrl-C again to stop it at once\n"
-    *parents, run = compose_family(overrides)
+    *parents, run = compose_family(overrides, measure="kept")
     before = usable_record(run.config)
     if before is None:
         check_device(run.config)
@@ -169,6 +171,7 @@ def train_one(arguments: Sequence[str]) -> int:
             if (record := usable_record(parent.config)) is None or record.status != "ok":
                 both = shlex.join([sys.executable, "-m", "lora", "-m", "experiment=null", *overrides])
                 raise UserError(f"{run.run_id} starts from {parent.run_id}, which is not trained: {both} trains both")
+    run = replace(run, experiments=(ADHOC if run.task.own is None else OWN_TASK,))
     record = ensure_record(run, mistakes_fail=False)
     if processes.rank() == 0:
         print(summary(run, record, was_done=record == before))

@@ -122,6 +122,15 @@ def remove_empty(folder: Path) -> None:
         folder.parent.rmdir()
 
 
+def outputs_of(results: str) -> str:
+    """`outputs/NAME` for `results/NAME`, else `FOLDER/outputs`: two folders of results never share checkpoints."""
+    path = Path(results)
+    for folder in (Path(RESULTS.name), RESULTS):
+        if path != folder and path.is_relative_to(folder):
+            return str(folder.with_name("outputs") / path.relative_to(folder))
+    return str(path / "outputs")
+
+
 def check_writable(folder: str | Path) -> None:
     """Raises: UserError: If the folder, or the nearest one around it that exists, cannot be written."""
     path = Path(folder).absolute()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save
 
+from lora.config.plan import add_to_plan
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS
 from lora.files import write_atomically
@@ -37,12 +38,13 @@ def populate(
     value: Callable[[PlannedRun], float] | None = None,
     predictions: bool = False,
 ) -> list[PlannedRun]:
-    """Write the records of all runs that the overrides request.
+    """Write the plan and the records of all runs that the overrides request.
 
     Args:
         value: The best epoch's metric of a run, a fraction. None: by method, with noise per run.
     """
     runs = select_runs(profile, list(overrides))
+    add_to_plan(results, runs)
     for run in runs:
         write_run(results, run, (value or default_value)(run), predictions)
     return runs

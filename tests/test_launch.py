@@ -56,8 +56,8 @@ def test_runs_per_job(tiny_overrides, monkeypatch):
     kept = [override for override in tiny_overrides if not override.startswith("train.epochs")]
     asked = ("train.epochs=2,7,3,5,4", "seed=1", "launcher.runs_per_job=2")
     ((jobs, _, _), _) = launched(monkeypatch, kept, *asked)
-    assert [[run.train.epochs for run in job.runs] for job in jobs] == [[7, 5], [4, 3], [2]]
-    assert {run.runtime.group for job in jobs for run in job.runs} == {"adhoc"} and jobs[0].folder == os.getcwd()
+    assert [[run.config.train.epochs for run in job.runs] for job in jobs] == [[7, 5], [4, 3], [2]]
+    assert {run.config.runtime.group for job in jobs for run in job.runs} == {"adhoc"} and jobs[0].folder == os.getcwd()
 
 
 # What is refused before anything runs, and leaves nothing.

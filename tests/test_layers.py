@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from synthetic import noise, populate, synthetic_record
 
+from lora.config.plan import add_to_plan
 from lora.records.record import load_curves, load_frame, load_records, write_record
 from lora.report.build import build
 from lora.report.claims.shown import to_json, verdict_table, word_text
@@ -112,6 +113,7 @@ def test_the_rule_about_the_heads_rate(tmp_path, lead, gain, start):
 
 
 def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp_path):
+    add_to_plan(tmp_path / "layers", select_runs("layers", ["experiment=layers,learning_rate", "task=mrpc,stsb"]))
     for run in select_runs("layers", ["experiment=learning_rate", "task=mrpc,stsb"]):
         best = {"mrpc": 1e-3, "stsb": 5e-4}[run.task.name] if run.method == "lora" else 1e-4
         value = {"value": 0.7 - abs(math.log10(run.config.train.lr / best)) / 10}

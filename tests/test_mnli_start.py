@@ -16,9 +16,9 @@ from lora.methods import METHODS, apply
 from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
 from lora.records.record import adapter_path, load_records, record_path, write_record
-from lora.sweep.expand import state_of
 from lora.sweep.launch import to_train, train_missing, unfinished
 from lora.sweep.request import select_runs, sweep_settings
+from lora.sweep.state import state_of
 from lora.training.mnli_start import start_from
 
 

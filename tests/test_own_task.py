@@ -18,7 +18,8 @@ from own_tasks import settings as settings_of
 from lora.adapters.merge import load_adapter
 from lora.adapters.predict import local_encoder
 from lora.config.compose import compose_run
-from lora.data.own_task import FOLDER, find_task, keep, kept_tasks, read_task
+from lora.config.plan import planned_tasks
+from lora.data.own_task import FOLDER, find_task, kept_facts, kept_tasks, read_task
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -242,15 +243,15 @@ def test_a_test_split_needs_no_labels_and_files_may_lie_anywhere(tmp_path):
 @pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}.yaml", "~nobody-here/moods.yaml", "no/moods.yaml"])
 def test_a_task_that_does_not_exist_is_one_message(name, tmp_path):
     with pytest.raises(UserError, match=r"task must be one of|cannot read the task's file|home directory"):
-        find_task(name, tmp_path)
+        find_task(name, {})
 
 
 def test_task_names_a_file_by_its_path_or_by_its_place_in_conf(tmp_path, monkeypatch):
     path = write_task(tmp_path, "moods")
     monkeypatch.setattr("lora.data.own_task.TASK_FILES", tmp_path)
-    assert find_task(str(path), tmp_path).name == find_task("moods", tmp_path).name
+    assert find_task(str(path), {}).name == find_task("moods", {}).name
     with pytest.raises(UserError, match=r"task must be one of mnli, .*, moods, or a file "):
-        find_task("mood", tmp_path)
+        find_task("mood", {})
 
 
 def test_a_task_given_as_a_file_means_the_profile_own_unless_one_is_given(tmp_path):
@@ -261,22 +262,21 @@ def test_a_task_given_as_a_file_means_the_profile_own_unless_one_is_given(tmp_pa
     assert "results: results/own" in lora(task, "--cfg", "job").stdout
 
 
-def test_results_keep_the_definition_for_other_processes(tmp_path):
+def test_a_folder_of_an_older_version_keeps_definitions_beside_its_records(tmp_path):
     task = read_task(write_task(tmp_path / "data", metric="matthews"))
-    keep(task, tmp_path / "results")
+    path = tmp_path / "results" / FOLDER / f"{task.name}.json"
+    content = kept_facts(task) | {"folder": str(tmp_path / "data")}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content))
     ((name, kept),) = kept_tasks(tmp_path / "results").items()
-    assert name == kept.name == task.name
-    assert (kept.columns, kept.labels, kept.metric) == (("text",), ("bad", "good"), "matthews")
-    assert kept.official_rows == task.official_rows
+    assert name == kept.name == task.name and kept == task
     assert read(kept, "own").fingerprint == read(task, "own").fingerprint
     shutil.move(tmp_path / "data", tmp_path / "moved")
     with pytest.raises(UserError, match=f"where the rows of {task.name} lie is not known here: name its file, task="):
         read(kept_tasks(tmp_path / "results")[name], "own")
-    path = tmp_path / "results" / FOLDER / f"{task.name}.json"
-    content = json.loads(path.read_text())
     content["definition"]["labels"] = ["good", "bad"]
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="holds another definition than its name says"):
+    with pytest.raises(UserError, match="holds another definition of"):
         kept_tasks(tmp_path / "results")
 
 
@@ -329,8 +329,7 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     results = tmp_path / "results"
     done = lora("-m", "profile=own", f"task={path}", *settings)
     assert done.returncode == 0, done.stderr
-    (kept,) = (results / FOLDER).glob("*.json")
-    name = kept.stem
+    (name,) = planned_tasks(results)
     assert f"rows:    {name}: train 400, dev 100\n" in done.stdout
     assert "untuned:" in done.stdout.partition("kernels:")[0], "announced before the first run"
     records, problems = load_records(results)

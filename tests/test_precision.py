@@ -1,4 +1,4 @@
-"""Precision by measurement: made once per CPU and torch, in a process of its own, and kept in a file."""
+"""Precision by measurement: made in a process of its own, and kept in the plan of a folder of results."""
 
 import functools
 import json
@@ -10,22 +10,22 @@ import torch
 
 from lora.config import auto
 from lora.config.auto import faster_precision
-from lora.config.compose import compose_run
+from lora.config.compose import compose_family, compose_run
+from lora.config.plan import choice_of, read_plan
 from lora.errors import UserError
 from lora.records import provenance
 from lora.training import precision_probe
 
-REVIEWS = ("task=reviews", "method=lora", "seed=1", "runtime.results=/nowhere")
+REVIEWS = ("task=reviews", "method=lora", "seed=1")
 MINILM = (384, 1536)
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache, on a CPU that lists bf16 and in a process that has measured nothing."""
-    monkeypatch.setattr(auto, "CACHE", tmp_path / "cache")
+def reviews(tmp_path, monkeypatch):
+    """Overrides of a run in an empty folder, on a CPU that lists bf16 and in a process that has measured nothing."""
     monkeypatch.setattr(auto, "cpu_flags", lambda: {"avx512_bf16"})
     faster_precision.cache_clear()
-    yield tmp_path / "cache"
+    yield (*REVIEWS, f"runtime.results={tmp_path}/results")
     faster_precision.cache_clear()
 
 
@@ -37,14 +37,14 @@ def probed(monkeypatch):
     return asked
 
 
-def test_the_real_measurement_is_kept(cache):
+def test_the_real_measurement_is_kept(reviews, tmp_path):
     """Its outcome is not tested: the machine may be busy."""
-    assert faster_precision(48, 96) in ("fp32", "bf16")
-    (path,) = cache.glob("*.json")
-    assert path.name.startswith("48x96-") and json.loads(path.read_text())["gain"] > 0
+    (run,) = compose_family(reviews, measure="kept")
+    (choice,) = read_plan(tmp_path / "results").choices
+    assert choice == choice_of(run) and choice.precision in ("fp32", "bf16")
 
 
-def test_ctrl_c_while_it_is_measured_is_no_failure_of_the_measurement(cache, monkeypatch):
+def test_ctrl_c_while_it_is_measured_is_no_failure_of_the_measurement(reviews, monkeypatch):
     """Ctrl-C reaches both processes, and the measuring one ends first."""
     stop = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"]
     run = functools.partial(subprocess.run, stop, capture_output=True, text=True, check=True)
@@ -72,46 +72,39 @@ def test_the_products_are_those_of_a_layer_forward_and_backward():
         (None, False),
     ],
 )
-def test_a_cpu_is_measured_if_it_lists_bf16(flags, is_measured, cache, probed, tmp_path, monkeypatch):
+def test_a_cpu_is_measured_if_it_lists_bf16(flags, is_measured, reviews, probed, tmp_path, monkeypatch):
     if flags is not None:
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\n")
     monkeypatch.setattr(provenance, "PROC", tmp_path)
     monkeypatch.setattr(auto, "cpu_flags", provenance.cpu_flags)
-    assert compose_run(REVIEWS).train.precision == ("bf16" if is_measured else "fp32")
+    assert compose_run(reviews).train.precision == ("bf16" if is_measured else "fp32")
     assert probed == [MINILM] * is_measured
-    assert compose_run([*REVIEWS, "train.precision=fp32"]).train.precision == "fp32"
+    assert compose_run([*reviews, "train.precision=fp32"]).train.precision == "fp32"
 
 
-def test_the_width_is_the_encoders(cache, probed, model_dir):
+def test_the_width_is_the_encoders(reviews, probed, model_dir):
     settings = json.loads((model_dir / "config.json").read_bytes())
-    compose_run([*REVIEWS, "model=local", f"model.path={model_dir}"])
+    compose_run([*reviews, "model=local", f"model.path={model_dir}"])
     assert probed == [(settings["hidden_size"], settings["intermediate_size"])]
 
 
-def test_a_measurement_is_kept_for_this_cpu_and_torch_and_made_again_if_broken(cache, probed, monkeypatch):
-    for kind in ("one CPU", "one CPU", "another CPU"):
-        monkeypatch.setattr(auto, "cpu_kind", lambda kind=kind: kind)
+def test_a_launch_takes_the_precision_of_the_plan_and_status_measures_nothing(reviews, probed, tmp_path, monkeypatch):
+    assert compose_family(reviews, measure="assumed")[-1].config.train.precision == "fp32" and not probed
+    assert compose_family(reviews, measure="kept")[-1].config.train.precision == "bf16"
+    monkeypatch.setattr(auto, "run_probe", lambda *sizes: probed.append(sizes) or 0.5)  # on another machine
+    for measure in ("kept", "measured", "assumed"):
         faster_precision.cache_clear()  # as in a new process
-        assert faster_precision(*MINILM) == "bf16"
-    assert len(probed) == len(list(cache.glob("*.json"))) == 2
-    for content in ("{", "[]", '{"gain": "fast"}', '{"gain": null}'):
-        for path in cache.glob("*.json"):
-            path.write_text(content)
-        faster_precision.cache_clear()
-        assert faster_precision(*MINILM) == "bf16"
-    assert len(probed) == 6
+        assert compose_family(reviews, measure=measure)[-1].config.train.precision == "bf16"
+    assert probed == [MINILM]
+    other = [*REVIEWS, f"runtime.results={tmp_path}/other"]
+    assert compose_run(other).train.precision == "fp32" and not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("script", ["raise SystemExit('no torch')", "print('{}')", "import time; time.sleep(9)", None])
-def test_a_measurement_that_fails_or_cannot_be_kept_is_one_message(script, cache, probed, monkeypatch):
-    if script is None:
-        cache.write_text("in the way")
-    else:
-        real = subprocess.run
-        command = [sys.executable, "-c", script]
-        monkeypatch.undo()
-        monkeypatch.setattr(auto, "CACHE", cache)
-        monkeypatch.setattr(auto, "PROBE_SECONDS", 3)
-        monkeypatch.setattr(auto.subprocess, "run", lambda given, **settings: real(command, **settings))
+@pytest.mark.parametrize("script", ["raise SystemExit('no torch')", "print('{}')", "import time; time.sleep(9)"])
+def test_a_measurement_that_fails_is_one_message(script, reviews, monkeypatch):
+    real = subprocess.run
+    monkeypatch.setattr(auto, "PROBE_SECONDS", 3)
+    command = [sys.executable, "-c", script]
+    monkeypatch.setattr(auto.subprocess, "run", lambda given, **settings: real(command, **settings))
     with pytest.raises(UserError, match=r"cannot measure which precision is faster here: .*; state train.precision="):
         faster_precision(*MINILM)

@@ -12,18 +12,18 @@ from test_results import record
 from trained import planned
 
 from lora.records.record import write_record
-from lora.sweep import expand, progress
-from lora.sweep.expand import estimator, own_records, state_of
+from lora.sweep import progress, state
 from lora.sweep.launch import announcement
 from lora.sweep.notes import held
 from lora.sweep.progress import Display, Watch, duration
 from lora.sweep.request import select_runs, sweep_settings
+from lora.sweep.state import estimator, own_records, state_of
 from lora.training.loop import Progress
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(expand, "RESULTS", tmp_path)  # no records of this clone's user
+    monkeypatch.setattr(state, "RESULTS", tmp_path)  # no records of this clone's user
     return select_runs("mini", ["task=reviews", "seed=1,2", "method=lora,full", "experiment=null"])
 
 
@@ -45,7 +45,7 @@ def test_estimates_come_from_the_most_similar_records(runs):
 
 def test_the_users_own_records_count_and_committed_ones_do_not(tmp_path, monkeypatch):
     results = tmp_path / "results"
-    monkeypatch.setattr(expand, "RESULTS", results)
+    monkeypatch.setattr(state, "RESULTS", results)
     names = [f"minilm.full.reviews.s{seed}-00000000" for seed in range(4)]
     for folder, name in zip(("results/mini", "results/reference/mini", "elsewhere"), names, strict=False):
         write_record(tmp_path / folder, record(name))
@@ -60,7 +60,7 @@ def announced(profile, runs, records, folder) -> str:
 
 
 def test_the_announcement_says_what_and_how_long(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(expand, "RESULTS", tmp_path)
+    monkeypatch.setattr(state, "RESULTS", tmp_path)
     for words in ("unknown until the first run has ended", "time:    about"):
         text = announced("mini", runs, [], tmp_path / "mini")
         assert "4 runs: 0 done, 0 failed, 4 to train, 2 at a time" in text and words in text

@@ -104,4 +104,4 @@ def test_runs_of_the_paper_have_a_bound_of_device_hours(capsys, tmp_path):
 
 def test_the_committed_runs_of_a_profile_have_a_state_too(capsys):
     main(["status", "reference/mini"])
-    assert "profile reference/mini: 66 runs: 66 done" in capsys.readouterr().out
+    assert "profile reference/mini: 118 runs: 118 done" in capsys.readouterr().out

@@ -1,48 +1,51 @@
 """Resolve each `auto` (kernels, attention, precision) before a run is named. Torch is loaded only to ask for GPUs.
 
 A CPU's flags do not decide its precision: of two CPUs with the same bfloat16 instructions, one multiplies twice as fast
-in bfloat16 as in float32, the other more slowly. So it is measured, once per CPU, torch and width. The choice names a
-run, so the measurement is kept in a file.
+in bfloat16 as in float32, the other more slowly. So it is measured. The choice names a run, so a launch keeps it in the
+plan of its results.
 """
 
 import ctypes
-import fcntl
 import functools
-import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora.checks import build
 from lora.config.encoder_files import locate
+from lora.config.plan import Choice, locked, needs_stock, read_plan, write_plan
 from lora.config.run import ModelConfig, RunConfig
 from lora.errors import UserError, first_line
-from lora.files import ROOT, write_atomically
-from lora.records.provenance import BF16_FLAGS, cpu_flags, cpu_kind
-from lora.records.record import load_records
+from lora.files import ROOT
+from lora.records.provenance import BF16_FLAGS, cpu_flags
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)
 MAX_TOKENS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
 MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
-CACHE = ROOT / "outputs" / "cache" / "precision"
 LEAST_GAIN = 1.15  # ours: a smaller gain is not worth bf16's rounding
+# how a precision that no plan has is found: measured and kept in the plan, measured, or taken to be fp32
+Measure = Literal["kept", "measured", "assumed"]
 PROBE_SECONDS = 300  # limit of the measurement, loading torch included; it takes 5 on an idle machine
 
 
 def resolve_auto(
-    method: Mapping[str, Any], model: dict[str, Any], train: dict[str, Any], runtime: Mapping[str, Any], gpu_jobs: bool
+    method: Mapping[str, Any],
+    model: dict[str, Any],
+    train: dict[str, Any],
+    runtime: Mapping[str, Any],
+    gpu_jobs: bool,
+    measure: Measure = "measured",
 ) -> None:
     """Replace `auto` in the sections of a run, in place.
 
-    The finished runs of the same encoder in the results folder decide first, so that a sweep that is resumed on another
-    machine stays the same. Otherwise, this machine decides.
+    The plan of the results folder decides first, so that a sweep that is resumed on another machine stays the same.
+    Otherwise, this machine decides.
 
     Args:
         gpu_jobs: Whether the launcher gives each job a GPU, which the machine that launches may lack.
@@ -56,79 +59,54 @@ def resolve_auto(
     stated = tuple(default if value == "auto" else value for value, default in zip(asked, defaults, strict=True))
     encoder = build(ModelConfig, {**model, "attention": stated[1] or "eager"}, "model.")
     gpu = device == "cuda" or (device == "auto" and (gpu_jobs or bool(gpus())))
-    for chosen in recorded(str(runtime.get("results")), encoder.name, stock):
-        idle_gpu = chosen[0] == "fused" and (device == "cuda" or gpu_jobs)  # fused kernels compute on the CPU
-        if not idle_gpu and all(value in (None, kept) for value, kept in zip(stated, chosen, strict=True)):
-            break
-    else:
+
+    def fits(choice: Choice) -> bool:
+        values = (choice.kernels, choice.attention, choice.precision)
+        idle_gpu = choice.kernels == "fused" and (device == "cuda" or gpu_jobs)  # fused kernels compute on the CPU
+        same = (choice.model, choice.stock) == (encoder.name, stock)
+        return same and not idle_gpu and all(value in (None, kept) for value, kept in zip(stated, values, strict=True))
+
+    results = Path(str(runtime.get("results")))
+    chosen = next(filter(fits, read_plan(results).choices), None)
+    if chosen is None:
         kernels = stated[0] or ("stock" if gpu or encoder.source == "hub" or not_covered(encoder) else "fused")
         gpu &= kernels != "fused"
-        chosen = (kernels, "sdpa" if gpu else "eager", stated[2] or best_precision(encoder, gpu))
-    values = [given or found for given, found in zip(stated, chosen, strict=True)]
-    train["kernels"], model["attention"], train["precision"] = values
+        precision = stated[2] or known_precision(encoder, gpu) or ("fp32" if measure == "assumed" else None)
+        chosen = Choice(encoder.name, stock, kernels, stated[1] or ("sdpa" if gpu else "eager"), precision or "fp32")
+        if precision is None and measure == "measured":
+            chosen = replace(chosen, precision=faster_precision(*encoder_sizes(encoder)))
+        elif precision is None:
+            with locked(results) as plan:  # of several processes, one measures and the others read
+                kept = next(filter(fits, plan.choices), None)
+                chosen = kept or replace(chosen, precision=faster_precision(*encoder_sizes(encoder)))
+                write_plan(results, replace(plan, choices=tuple(dict.fromkeys((*plan.choices, chosen)))))
+    train["kernels"], model["attention"], train["precision"] = (
+        given or found
+        for given, found in zip(stated, (chosen.kernels, chosen.attention, chosen.precision), strict=True)
+    )
 
 
-def needs_stock(method: Mapping[str, Any]) -> bool:
-    """Whether the fused kernels lack a method: DoRA and those of PEFT."""
-    return bool(method.get("dora")) or method.get("name") == "peft"
-
-
-def recorded(results: str, encoder: str, stock: bool) -> list[tuple[str, str, str]]:
-    """The kernels, attention and precision of an encoder's finished runs in a folder, the most frequent first."""
-    runs = Path(results) / "runs"
-    try:  # a file system's clock is coarse, so the number of entries tells too
-        counts = _recorded(runs.resolve(), runs.stat().st_mtime_ns, len(os.listdir(runs)))
-    except OSError:
-        return []
-    return [choice for (*key, choice), _ in counts.most_common() if key == [encoder, stock]]
-
-
-@functools.lru_cache(maxsize=16)
-def _recorded(runs: Path, *changed: int) -> Counter:
-    counts: Counter = Counter()
-    for record in load_records(runs.parent)[0]:  # a file that is not a record is reported where records are read
-        model, train, method = (record.config[section] for section in ("model", "train", "method"))
-        if record.status == "ok":
-            choice = (train.get("kernels"), model.get("attention"), train.get("precision"))
-            counts[model["name"], needs_stock(method), choice] += 1
-    return counts
-
-
-def best_precision(encoder: ModelConfig, gpu: bool) -> str:
-    """bf16 on a GPU of this machine that has it, and on a CPU where it was measured to be faster."""
+def known_precision(encoder: ModelConfig, gpu: bool) -> str | None:
+    """The precision that needs no measurement: that of a GPU, of a CPU without bfloat16's instructions, and of an
+    encoder of the hub, whose width is unknown before its download. None if it must be measured."""
     if gpu:
         return "bf16" if gpus_have_bf16() else "fp32"
-    if not cpu_flags() & BF16_FLAGS or encoder.source == "hub":  # a hub encoder's width is unknown before its download
-        return "fp32"
-    return faster_precision(*encoder_sizes(encoder))
+    return None if cpu_flags() & BF16_FLAGS and encoder.source != "hub" else "fp32"
 
 
 @functools.cache
 def faster_precision(width: int, ffn: int) -> str:
-    """The precision by the kept measurement, or a new one. Of several processes, one measures and the others read.
-
-    Raises: UserError: If the measurement fails, or cannot be kept: another process might choose otherwise.
-    """
-    digest = hashlib.sha256(f"{cpu_kind()}\0{version('torch')}".encode()).hexdigest()[:8]
-    path = CACHE / f"{width}x{ffn}-{digest}.json"
+    """The precision that is faster on this CPU. Raises: UserError: If the measurement fails."""
+    print("measuring which precision is faster on this CPU ...", file=sys.stderr, flush=True)
     try:
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with open(CACHE / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                gain = float(json.loads(path.read_bytes())["gain"])
-            except (OSError, ValueError, TypeError, KeyError):  # none, or a broken one
-                print("measuring which precision is faster on this CPU ...", file=sys.stderr, flush=True)
-                gain = run_probe(width, ffn)
-                write_atomically(path, json.dumps({"gain": gain}).encode())
-    except (OSError, ValueError, UserError, subprocess.SubprocessError) as error:
+        return "bf16" if run_probe(width, ffn) >= LEAST_GAIN else "fp32"
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         last = (getattr(error, "stderr", None) or first_line(error)).strip().splitlines()[-1]
         if last == "KeyboardInterrupt":  # Ctrl-C reaches the measuring process too
             raise KeyboardInterrupt from error
         raise UserError(
             f"cannot measure which precision is faster here: {last}; state train.precision=fp32 or bf16"
         ) from error
-    return "bf16" if gain >= LEAST_GAIN else "fp32"
 
 
 def run_probe(width: int, ffn: int) -> float:

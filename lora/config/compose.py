@@ -6,7 +6,6 @@ import difflib
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,14 +16,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from lora.config.auto import resolve_auto
+from lora.config.auto import Measure, resolve_auto
 from lora.config.encoder_files import local_name
+from lora.config.plan import planned_tasks
 from lora.config.rates import rate_name, tuned_rate
 from lora.config.run import PlannedRun, RunConfig, run_config
 from lora.data.own_task import find_task, task_file
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
-from lora.files import RESULTS, ROOT, at_home
+from lora.files import ROOT, at_home, outputs_of
 from lora.records.provenance import cores
 
 CONF = ROOT / "conf"
@@ -32,6 +32,8 @@ PATHS = ("task", "rates", "data.path", "model.path", "runtime.results", "runtime
 COMPOSED = ("hparams.", "profile.", "protocol.", "launcher.")  # sections that conf/ makes settings from
 SOURCES = ("task", "rates", "runtime.results", "data.source", "data", "train", "runtime")  # conf/ reads them elsewhere
 LOCAL = ("model", ("local",), "model=local")
+OPTIONS = ("method", "model", "protocol")
+PLACED = ("data.path", "data.source", "data.revision", "model.path", "runtime.", "launcher.", "profile.")
 TOP = ("task", "seed", "start", "start_seed", "start_run")
 DEFAULT = "default"  # the row of tasks without their own
 SECTIONS = (*TOP, "model", "method", "data", "train", "runtime", "launcher")
@@ -138,15 +140,6 @@ def quoted(text: str) -> str:
 # The configuration.
 
 
-def outputs_of(results: str) -> str:
-    """`outputs/NAME` for `results/NAME`, else `FOLDER/outputs`: two folders of results never share checkpoints."""
-    path = Path(results)
-    for folder in (Path(RESULTS.name), RESULTS):
-        if path != folder and path.is_relative_to(folder):
-            return str(folder.with_name("outputs") / path.relative_to(folder))
-    return str(path / "outputs")
-
-
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose conf/config.yaml with overrides. Its resolver `workers` counts the workers that fit on the cores.
 
@@ -182,16 +175,19 @@ def compose_run(overrides: Sequence[str]) -> RunConfig:
     return compose_family(overrides)[-1].config
 
 
-def compose_family(overrides: Sequence[str], tasks: Mapping[str, Task] | None = None) -> list[PlannedRun]:
+def compose_family(
+    overrides: Sequence[str], tasks: Mapping[str, Task] | None = None, measure: Measure = "measured"
+) -> list[PlannedRun]:
     """The run that overrides describe, after the MNLI run that it starts from, if any.
 
     Args:
         tasks: Value of `task` -> the task, of user-defined ones whose rows are read already.
+        measure: How a precision that no plan has is found.
     Raises: UserError: If there is no such task, or a value has no row in the protocol's table; SettingsError: if a rule
         is broken.
     """
     overrides = read_overrides(overrides)
-    run = _compose(overrides, tasks or {})
+    run = _compose(overrides, tasks or {}, measure)
     config = run.config
     if config.start != "mnli":
         return [run]
@@ -202,7 +198,7 @@ def compose_family(overrides: Sequence[str], tasks: Mapping[str, Task] | None = 
     seed = config.seed if config.start_seed is None else config.start_seed
     own = {"task": "mnli", "start": "pretrained", "start_seed": "null", "seed": seed, "runtime.save_adapter": "true"}
     shared = [override for override in overrides if override.partition("=")[0] not in own]
-    parent = _compose([*shared, *(f"{key}={value}" for key, value in own.items())], {})
+    parent = _compose([*shared, *(f"{key}={value}" for key, value in own.items())], {}, measure)
     return [parent, dataclasses.replace(run, config=dataclasses.replace(config, start_run=parent.run_id))]
 
 
@@ -219,7 +215,7 @@ def compose_settings(
     task = None if word is None else (tasks or {}).get(str(word))
     if word is not None and task is None:
         results = values_given("runtime.results", overrides)[-1:] or [f"results/{chosen_option('profile', overrides)}"]
-        task = find_task(str(word), str(results[0]))
+        task = find_task(str(word), planned_tasks(str(results[0])))
     sources = tuple(one.input_line for one in parsed if _is_source(one) and one.key_or_group != "task")
     row, usual = _sections(sources, *((None, False) if task is None else (task.name, task.own is not None)))
     settings = copy.deepcopy(usual)
@@ -232,7 +228,7 @@ def compose_settings(
     return task or TASKS[usual["task"]], row, usual, settings
 
 
-def _compose(overrides: Sequence[str], tasks: Mapping[str, Task]) -> PlannedRun:
+def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measure) -> PlannedRun:
     """Set the plain values of overrides, the tuned rate and each `auto`; then validate."""
     task, row, usual, settings = compose_settings(overrides, tasks)
     rates, launcher = (settings.pop(key) for key in ("rates", "launcher"))
@@ -250,7 +246,7 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task]) -> PlannedRun:
     runtime["rate_from"] = "stated" if states_rate else row if tuned is None else "tuned"
     if runtime["rate_from"] == "tuned":
         train["lr"] = tuned
-    resolve_auto(settings["method"], model, train, runtime, bool(launcher.get("gpus")))
+    resolve_auto(settings["method"], model, train, runtime, bool(launcher.get("gpus")), measure)
     run = run_config(settings, task)
     # not a rule of `RunConfig`, because older records may name such folders
     for name, sources, way in (("data", ("tsv", "parquet"), "data.source=tsv or parquet"), LOCAL):
@@ -259,7 +255,15 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task]) -> PlannedRun:
             raise UserError(
                 f"{name}.path={section.path} would not be read, because {name}.source is {section.source}: add {way}"
             )
-    return PlannedRun(run, task)
+    options = {group: chosen_option(group, overrides) for group in OPTIONS}
+    return PlannedRun(run, task, options=options, stated=stated_settings(overrides))
+
+
+def stated_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Setting -> its value, without groups, what names a run otherwise, and places."""
+    parsed = (parsed_override(override) for override in overrides)
+    plain = {one.key_or_group: one.value() for one in parsed if not is_group(one.key_or_group)}
+    return {key: value for key, value in plain.items() if key not in (*TOP, "rates") and not key.startswith(PLACED)}
 
 
 def _is_source(override: Override) -> bool:

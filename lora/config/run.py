@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -248,11 +248,15 @@ class PlannedRun:
     Args:
         config: Its validated settings, with every `auto` resolved and the tuned rate, if any.
         experiments: All experiments that expect it. A run shared by several is trained once.
+        options: Group of conf/ -> the option that was chosen, for method, model and protocol.
+        stated: Setting -> its value, of those that the command or the grid states.
     """
 
     config: RunConfig
     task: Task
     experiments: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    stated: Mapping[str, Any] = field(default_factory=dict)
 
     run_id = property(lambda self: self.config.run_id)
     model = property(lambda self: self.config.model.name)

@@ -1,7 +1,7 @@
 """User-defined tasks: each is defined in a YAML file, and read with its rows.
 
-A definition states columns, label, metric, and the files of the splits, which may lie anywhere on the disk. A folder of
-results keeps the definition and the folder of each task of its records in `tasks/`. Reports need the definition alone.
+A definition states columns, label, metric, and the files of the splits, which may lie anywhere on the disk. The plan of
+a folder of results keeps the definitions of its tasks. Reports need the definition alone.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from lora.checks import Problems, SettingsError, build
 from lora.data.tables import read_labels, read_table
 from lora.data.tasks import KEYS, TASKS, Task
 from lora.errors import UserError, first_line
-from lora.files import ROOT, at_home, read_object, write_atomically
+from lora.files import ROOT, at_home, read_object
 
 OF_CLASSES, OF_SCORES = ("accuracy", "f1", "macro_f1", "matthews"), ("pearson", "spearman")
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -130,7 +131,7 @@ def read_definition(path: Path) -> Definition:
 
 @dataclass(frozen=True)
 class Kept:
-    """The facts of a task that a folder of results keeps.
+    """The facts of a task that a plan keeps.
 
     Args:
         rows, label_std, folder: `Task.official_rows`, `Task.label_std` and `Task.folder`.
@@ -152,13 +153,25 @@ def read_task(path: Path) -> Task:
     definition, folder = read_definition(path), path.resolve().parent
     labels = {split: own_rows(definition, folder, split)["label"] for split in definition.files}
     spread = None if definition.labels is not None else float(np.std(labels["validation"]))
-    name = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "task"
     kept = Kept(definition, {split: len(of_split) for split, of_split in labels.items()}, spread, str(folder))
-    return make_task(f"{name}-{definition.digits}", kept)
+    return make_task(definition_name(path), kept)
 
 
-def make_task(name: str, kept: Kept) -> Task:
+def definition_name(path: Path) -> str:
+    """The name of the task that a file defines: the file's, and the digits of the definition."""
+    name = re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")[:40] or "task"
+    return f"{name}-{read_definition(path).digits}"
+
+
+def make_task(name: str, kept: Kept, place: str = "") -> Task:
+    """A task from its kept facts. Raises: UserError: If its name is that of another definition in `place`."""
     definition = kept.definition
+    if not re.fullmatch(rf"[A-Za-z0-9_]+-{definition.digits}", name):
+        raise UserError(
+            f"{place} holds another definition of {name} than its name says: the digits of its hash are "
+            f"{definition.digits}. A regression of an earlier version, whose scores were not scaled by their range, is "
+            f"refused too: move its runs to another folder"
+        )
     return Task(
         name=name,
         title=name,
@@ -174,34 +187,22 @@ def make_task(name: str, kept: Kept) -> Task:
     )
 
 
-def keep(task: Task, results: str | Path) -> None:
-    """Write the definition of a user-defined task, and where it lies, into the results folder of its runs."""
-    kept = Kept(task.own, task.official_rows, task.label_std, str(task.folder))
-    content = f"{json.dumps(dataclasses.asdict(kept), indent=1)}\n".encode()
-    write_atomically(Path(results) / FOLDER / f"{task.name}.json", content)
+def kept_facts(task: Task) -> dict[str, Any]:
+    """What a plan keeps of a user-defined task: all but its folder."""
+    return dataclasses.asdict(Kept(task.own, task.official_rows, task.label_std))
 
 
 def kept_tasks(results: str | Path) -> dict[str, Task]:
-    """Name -> the task, of each that a folder of results keeps.
+    """Name -> the task, of each whose definition a folder of results of an older version keeps in `tasks/`.
 
     Raises: UserError: If a file is not a valid definition, or its hash is not the one in its name.
     """
     tasks = {}
     for path in sorted((Path(results) / FOLDER).glob("*.json")):
         try:
-            kept = build(Kept, read_object(path))
+            tasks[path.stem] = make_task(path.stem, build(Kept, read_object(path)), str(path))
         except SettingsError as error:
-            raise UserError(
-                f"{path} is not a task's definition: {first_line(error)}; the next run writes it"
-            ) from error
-        digits = kept.definition.digits
-        if not re.fullmatch(rf"[A-Za-z0-9_]+-{digits}", path.stem):
-            raise UserError(
-                f"{path} holds another definition than its name says: the digits of its hash are {digits}. A "
-                f"regression of an earlier version, whose scores were not scaled by their range, is refused too: move "
-                f"the file and its runs to another folder"
-            )
-        tasks[path.stem] = make_task(path.stem, kept)
+            raise UserError(f"{path} is not a task's definition: {first_line(error)}") from error
     return tasks
 
 
@@ -213,11 +214,11 @@ def task_file(given: str) -> Path | None:
     return path if given not in TASKS and os.path.isfile(path) else None
 
 
-def find_task(given: str, results: str | Path | None = None) -> Task:
-    """The task that `task=` names: one of TASKS, a user's file, which is read, or a task that a results folder keeps.
+def find_task(given: str, planned: Mapping[str, Task]) -> Task:
+    """The task that `task=` names: one of TASKS, a user's file, which is read, or a task that a plan holds.
 
     Args:
-        results: Folder of results, whose tasks can be named as in its run ids.
+        planned: Name, as in run ids -> the task.
     Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
     """
     path = task_file(given)
@@ -225,12 +226,11 @@ def find_task(given: str, results: str | Path | None = None) -> Task:
         return TASKS[given]
     if path is not None:
         return read_task(path)
-    kept = {} if results is None else kept_tasks(results)
-    if given not in kept:
-        known = [*TASKS, *sorted(path.stem for path in TASK_FILES.glob("*.yaml")), *kept]
+    if given not in planned:
+        known = [*TASKS, *sorted(path.stem for path in TASK_FILES.glob("*.yaml")), *planned]
         own = "or a file of your own such as task=my_task.yaml"
         raise UserError(f"task must be one of {', '.join(known)}, {own}, got {given!r}")
-    return kept[given]
+    return planned[given]
 
 
 # The rows.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from lora.config.plan import ADHOC, OWN_TASK
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
@@ -28,13 +29,11 @@ from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
 from lora.report.runs import (
-    ADHOC,
     HEAD_RATE,
     KINDS,
     LAYERS,
     MAIN,
     OWN,
-    OWN_TASK,
     START_TITLES,
     SUCCESSORS,
     labelled,

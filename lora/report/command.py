@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora.config.plan import LEARNING_RATE
+from lora.config.select import PLACES, selecting
 from lora.errors import UserError
 from lora.files import REFERENCE, ROOT, write_atomically
 from lora.report.build import FOUND, Report, build
@@ -22,7 +24,6 @@ from lora.report.gather import options as profile_options
 from lora.report.page import page
 from lora.report.runs import HEAD_RATE, LAYERS, MAIN, SUCCESSORS
 from lora.report.terminal import show
-from lora.sweep.request import LEARNING_RATE
 from lora.table import in_page, markdown
 
 # folder of experiments/ -> the tables on its page
@@ -138,12 +139,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded; 2 an invalid call."""
-    report = build(arguments.profile, arguments.overrides)
+    words, selects = arguments.overrides, bool(selecting(arguments.overrides))
+    report = build(arguments.profile, [word for word in words if word.startswith(PLACES)])  # the page has all runs
     gathered = report.gathered
     if not gathered.state.ok:
         known = (gathered.reference / gathered.profile).exists()
         shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones" if known else ""
-        settings = [f"profile={gathered.profile}", *gathered.overrides]
+        settings = [f"profile={gathered.profile}", *words]
         settings += ["runtime.retry_failed=true"] if gathered.state.failed else []
         trains = shlex.join([sys.executable, "-m", "lora", "-m", *settings])
         raise UserError(f"{gathered.folder} holds no finished run of what was asked for: {trains} trains them{shown}")
@@ -156,6 +158,7 @@ def main(arguments: argparse.Namespace) -> int:
         if content != path.read_text():
             write_atomically(path, content.encode())
     if not arguments.brief:
+        report = build(arguments.profile, words) if selects else report
         show(report, plain=arguments.plain)
     for wanted, export in ((arguments.latex, write_latex), (arguments.csv, write_csv)):
         for path in export(report, gathered.results / "export" / gathered.name) if wanted else ():
@@ -169,13 +172,17 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def print_sweep(profile: str, arguments: Sequence[str], brief: bool = False) -> None:
-    """Print the tables of a sweep at its end and, unless `brief`, the next command. `arguments`: the sweep's."""
-    own = [argument for argument in arguments if not argument.startswith("profile=")]
+    """Print the tables of a folder's planned runs at the end of a sweep and, unless `brief`, the next command.
+
+    Args:
+        arguments: The sweep's. Those that name places count.
+    """
+    places = [one for one in arguments if one.startswith(("runtime.results=", "rates="))]
     try:
-        show(build(profile, own), of_sweep=True)
+        show(build(profile, places), of_sweep=True)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
-    command = shlex.join([sys.executable, "-m", "lora", "report", profile, *own])
+    command = shlex.join([sys.executable, "-m", "lora", "report", profile, *places])
     if not brief:
         print(f"next: {command}  # figures and report.html")

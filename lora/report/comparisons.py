@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lora.config.plan import LEARNING_RATE, read_plan
 from lora.config.rates import Rate
 from lora.errors import UserError
 from lora.records.analysis import Compared, compared
 from lora.records.record import load_frame, load_records
 from lora.report.figures import by_rate
-from lora.report.gather import OF_MACHINES, Gathered, known_runs
+from lora.report.gather import OF_MACHINES, Gathered
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
 from lora.report.runs import (
     CELL,
@@ -41,7 +42,6 @@ from lora.report.stats import (
     paired_differences,
 )
 from lora.report.tables import cell_text, collapsed_text, number, seeds_text, trainable_text
-from lora.sweep.request import LEARNING_RATE
 from lora.table import Table
 
 REPEATED = "repeated"  # the folder of runs trained again, below that of the records
@@ -198,8 +198,10 @@ def reference_table(gathered: Gathered) -> Table | None:
     A run is matched without the settings `OF_MACHINES`, so several rows of the user's can have one of the reference."""
     if gathered.is_reference:
         return None
-    records, _ = load_records(gathered.reference / gathered.profile)
-    committed = facts_of(("", run) for run in known_runs(records, gathered.tasks)[0].values())
+    folder = gathered.reference / gathered.profile
+    records = [record for record in load_records(folder)[0] if record.status == "ok"]
+    planned = read_plan(folder).runs
+    committed = facts_of(("", planned[record.run_id]) for record in records if record.run_id in planned)
     asked = gathered.every[gathered.every["experiment"] != OWN]
     sides = [labelled(asked), with_records(committed, load_frame(records))]
     for side in sides:

@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.config.labels import columns, labels
+from lora.config.plan import ADHOC, OWN_TASK
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
@@ -79,7 +80,7 @@ def human_count(value: float) -> str:
     return f"{value / 1e6:.1f}M" if value >= 99_500 else f"{value / 1e3:.0f}k"
 
 
-OWN_TASK, ADHOC, OWN = "own_task", "adhoc", "own"  # a user's task, a user's grid, records that no experiment expects
+OWN = "own"  # records that no experiment expects
 SUCCESSORS = "successors"
 HEAD_RATE, LAYERS = "head_rate", "layers"
 # experiment -> the settings that do not name its rows: each row has a rate of its own, and in `layers` the head's too
@@ -154,7 +155,7 @@ def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
     def place(run) -> tuple:
         lora = LORA_SLUG.match(run.slug)  # a variant follows plain LoRA
         size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
-        at = order.index(run.task), run.seed
+        at = order.index(run.task), run.seed, [*START_TITLES].index(run.start)
         return run.model, methods.index(run.method), run.protocol, size, run.slug, run.label, *at
 
     runs = runs.reset_index(drop=True)

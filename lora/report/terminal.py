@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from lora.config.plan import LEARNING_RATE
 from lora.report.build import Report
 from lora.report.claims.shown import ours, verdict_table, words
 from lora.report.comparisons import REPEATED
 from lora.report.page import SYMBOLS, verdict
 from lora.report.runs import METRIC_SHORT, OWN
-from lora.sweep.request import LEARNING_RATE
 from lora.table import Table, rows
 
 # In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.

@@ -8,19 +8,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from lora.config.compose import chosen_option, read_overrides
+from lora.config.plan import add_to_plan, note_launch
 from lora.config.run import PlannedRun
 from lora.errors import UserError, listed
 from lora.files import check_writable
 from lora.records.record import load_records
 from lora.sweep import pool, slurm
-from lora.sweep.expand import State, estimator, own_records, state_of
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, counted, duration
 from lora.sweep.request import check_tuning, rates_setting, select_runs, sweep_settings
+from lora.sweep.state import State, estimator, own_records, state_of
 from lora.sweep.worker import Job, clean_up, has_adapter, run_job, verify_inputs
 from lora.training import processes
 from lora.training.processes import world_size
@@ -37,7 +39,7 @@ def launch_sweep(arguments: Sequence[str]) -> str:
         all methods.
     """
     profile = chosen_option("profile", arguments)
-    runs = select_runs(profile, arguments)
+    runs = select_runs(profile, arguments, measure="kept")
     check_tuning(runs, rates_setting(profile, read_overrides(arguments)))
     return launch_runs(sweep_settings(profile, arguments), runs, arguments)[1]
 
@@ -78,6 +80,9 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
             check(method)
         for folder in (results, outputs):
             check_writable(folder)
+    note_launch(Path(results), runs)
+    planned = add_to_plan(results, runs).runs
+    todo = [planned[run.run_id] for run in todo]  # an adapter is saved if any launch wanted it
     print("\n".join(announcement(settings, runs, now, todo, workers)), flush=True)
     done = now.ok.keys() - {run.run_id for run in todo}
     reasons = train_missing(todo, done, outputs, lambda wave, ended: launch_once(settings, wave, workers, ended))

@@ -14,8 +14,8 @@ from lora.data.tasks import KEYS
 from lora.errors import UserError
 from lora.methods.configs import method_words
 from lora.records.record import RunRecord, read_record, record_path
-from lora.sweep.expand import estimator, own_records
 from lora.sweep.notes import Note, read_notes
+from lora.sweep.state import estimator, own_records
 
 BAR = 20  # characters
 POLL_SECONDS = 1.0

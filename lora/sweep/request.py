@@ -14,17 +14,16 @@ from typing import Any, NamedTuple
 import yaml
 from omegaconf import DictConfig
 
+from lora.config.auto import Measure
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
+from lora.config.plan import ADHOC, LEARNING_RATE, planned_tasks
 from lora.config.rates import FILE, read_rates
 from lora.config.run import PlannedRun
-from lora.data.own_task import kept_tasks, read_task, task_file
+from lora.data.own_task import read_task, task_file
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import at_home
 from lora.sweep.expand import Values, expand_blocks
-
-LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
-ADHOC = "adhoc"  # in place of an experiment's name: the command's values are the grid
 
 
 class Request(NamedTuple):
@@ -47,7 +46,8 @@ def read_request(profile: str, arguments: Sequence[str]) -> Request:
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
     if "task" not in given and read_profile(profiles[0]).get("task", "") is None:
-        given |= {"task": kept} if (kept := [*kept_tasks(results_of(profiles[0], settings_of(given)))]) else {}
+        planned = sorted(planned_tasks(results_of(profiles[0], settings_of(given))))
+        given |= {"task": planned} if planned else {}
     return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
 
 
@@ -58,11 +58,14 @@ def read_profile(profile: str) -> dict[str, Any]:
     return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 
-def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> list[PlannedRun]:
+def select_runs(
+    profile: str, arguments: Sequence[str], whole: bool = False, measure: Measure = "measured"
+) -> list[PlannedRun]:
     """The runs that a command line asks for, the longest first.
 
     Args:
         whole: Whether to use all runs of the profile instead of its default.
+        measure: As of `lora.config.compose.compose_family`.
     Raises: UserError: If no run is left, a run is invalid, a value is in no grid, or a folder of data does not exist.
     """
     request = read_request(profile, arguments)
@@ -71,7 +74,7 @@ def select_runs(profile: str, arguments: Sequence[str], whole: bool = False) -> 
     read_rates(rates_setting(request.profile, overrides))  # a broken file is one mistake, not one of every run
     grids, chosen = grids_of(request, whole)
     blocks = narrowed(grids, chosen) if grids else {ADHOC: [request.given]}
-    runs = expand_blocks(request.profile, blocks, chosen, tasks)
+    runs = expand_blocks(request.profile, blocks, chosen, tasks, measure)
     if not runs:
         raise UserError(f"no run of profile {request.profile} has {' '.join(overrides)} together\n{ways_out(request)}")
     for folder in values_given("data.path", overrides):
@@ -107,15 +110,6 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
         for block in (block for block in blocks if "start" in block):
             block["start"] = [value for value in block["start"] if value != "mnli"]
     return grids, default | given
-
-
-def selected(profile: str, experiment: str, overrides: Sequence[str]) -> list[PlannedRun]:
-    """The runs of an experiment that have the given values. Empty if a value is not in its grid."""
-    request, blocks = read_request(profile, overrides), grid(profile, experiment)
-    if any(new_values(key, values, blocks) for key, values in request.given.items()):
-        return []
-    tasks = own_tasks(settings_of(request.given))
-    return expand_blocks(request.profile, narrowed({experiment: blocks}, request.given), request.given, tasks)
 
 
 def ways_out(request: Request) -> str:
@@ -217,9 +211,9 @@ def _grids(experiment: str) -> dict[str, list[dict[str, Any]]]:
     return yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"]
 
 
-def experiments_of(profile: str) -> list[str]:
-    """The experiments that have a grid for a profile."""
-    return [name for name in describe_group("experiment") if profile in _grids(name)]
+def grids_for(profile: str) -> dict[str, list[Values]]:
+    """Experiment -> the blocks of its grid, for all that have a grid for a profile."""
+    return {name: grid(profile, name) for name in describe_group("experiment") if profile in _grids(name)}
 
 
 def values_of(key: str, blocks: Sequence[Values]) -> list[str]:

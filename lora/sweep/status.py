@@ -1,21 +1,37 @@
 """`python -m lora status PROFILE`: which runs are done, running, failed or waiting, and the time left."""
 
 import argparse
+import json
 import math
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from lora.config.plan import locked, outputs_here, read_plan, write_plan
+from lora.config.rates import TUNING
 from lora.config.run import PlannedRun
+from lora.config.select import place, select
+from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
-from lora.records.record import RunRecord, checkpoint_path, load_records, note_path
-from lora.sweep.expand import estimator, own_records, state_of
+from lora.records.record import (
+    RunRecord,
+    adapter_path,
+    checkpoint_path,
+    load_records,
+    note_path,
+    predictions_path,
+    record_path,
+)
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import counted, duration, seconds_left, shown
-from lora.sweep.request import select_runs, sweep_settings
+from lora.sweep.request import select_runs
+from lora.sweep.state import estimator, own_records, state_of
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
 LOOK_SECONDS = 2.0
@@ -57,6 +73,7 @@ def statuses(
             left = seconds_left(note, left)
             where = f"step {note['step']}/{note['steps']}, metric {shown(note['metric'])}  " if note["steps"] else ""
             where += f"left {'?' if left is None else duration(left)}  on {note['where']}, since {note['since']}"
+            where += f", rate {run.config.train.lr:g}" * (run.experiments == (TUNING,))
             found[run_id] = RunStatus("running", left, where)
         elif run_id in now.failed:
             found[run_id] = RunStatus("failed", None, str(now.failed[run_id].error))
@@ -112,27 +129,82 @@ def watch(profile: str, look: Callable[[], dict[str, RunStatus]]) -> None:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", help="a profile, or reference/<profile>: the folder below results/")
-    parser.add_argument("overrides", nargs="*", help="the overrides that the sweep was launched with")
-    parser.add_argument("--watch", action="store_true", help="a live view until nothing runs any more, or Ctrl-C")
+    parser.add_argument("overrides", nargs="*", help="which of the planned runs, such as task=mrpc seed=1,2")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--watch", action="store_true", help="a live view until nothing runs any more, or Ctrl-C")
+    mode.add_argument("--json", action="store_true", help="print the state of every run as JSON")
+    mode.add_argument("--forget", action="store_true", help="remove unfinished runs from the plan")
+    parser.add_argument("--records", action="store_true", help="with --forget: finished runs and all their files too")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Exit codes: 0, or 2 for a mistake in the command."""
-    profile, overrides = arguments.profile, arguments.overrides
-    if profile.startswith(f"{REFERENCE}/"):
-        overrides = [f"runtime.results={RESULTS / profile}", *overrides]
-        profile = profile.removeprefix(f"{REFERENCE}/")
-    runs = select_runs(profile, overrides)
-    runtime = sweep_settings(profile, overrides).runtime
+    profile, words = arguments.profile, arguments.overrides
+    name = profile.removeprefix(f"{REFERENCE}/")
+    usual = RESULTS / profile if name != profile else f"results/{name}"
+    folder = Path(place(words, "runtime.results") or usual)
+    outputs = outputs_here(folder, words)
+    plan = read_plan(folder)
+    for problem in plan.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    if plan.runs:
+        runs = [run for run in select(plan.runs.values(), words) if run.experiments]
+        if not runs:
+            raise UserError(f"no planned run of {folder} has {' '.join(words)}: {launches(name, words)} trains them")
+    else:
+        runs = select_runs(name, words, measure="assumed")
+    if arguments.records and not arguments.forget:
+        raise UserError("--records goes with --forget")
+    if arguments.forget:
+        forget(folder, outputs, runs, arguments.records)
+        return
 
     def look() -> dict[str, RunStatus]:
-        return statuses(runs, runtime.results, runtime.outputs, own_records(runtime.results))
+        return statuses(runs, folder, outputs, own_records(folder))
 
     if arguments.watch and sys.stdout.isatty():
-        watch(arguments.profile, look)
-    else:
-        found = look()
-        print(text(arguments.profile, found))
-        most = sum(most_seconds(run) for run in runs if found[run.run_id] == RunStatus("waiting", None)) / 3600
-        if most > 0:
-            print(f"at most {most:,.1f} device hours for the unknown ones, at {TERAFLOPS} assumed TFLOP/s sustained")
+        watch(profile, look)
+        return
+    found = look()
+    if arguments.json:
+        states = {run.run_id: found[run.run_id]._asdict() | {"experiments": run.experiments} for run in runs}
+        print(json.dumps({"profile": profile, "launched": bool(plan.runs), "runs": states}, indent=1))
+        return
+    print(text(profile, found))
+    most = sum(most_seconds(run) for run in runs if found[run.run_id] == RunStatus("waiting", None)) / 3600
+    if most > 0:
+        print(f"at most {most:,.1f} device hours for the unknown ones, at {TERAFLOPS} assumed TFLOP/s sustained")
+    if not plan.runs:
+        print(f"never launched: {launches(name, words)} trains these runs")
+    elif not words:
+        with suppress(UserError):  # a profile that needs a task
+            more = {run.run_id for run in select_runs(name, [f"runtime.results={folder}"], True, "assumed")}
+            if count := len(more - plan.runs.keys()):
+                print(f"{counted(count, 'more run')} of the profile are not asked for")
+
+
+def launches(profile: str, words: Sequence[str]) -> str:
+    """The command of a launch."""
+    return shlex.join([sys.executable, "-m", "lora", "-m", f"profile={profile}", *words])
+
+
+def forget(folder: Path, outputs: str, runs: Sequence[PlannedRun], finished: bool) -> None:
+    """Remove runs that no worker trains from a plan, with their checkpoints and failed records.
+
+    Args:
+        finished: Whether to remove finished runs too, with their records, predictions and adapters.
+    """
+    notes = read_notes(outputs)
+    with locked(folder) as plan:
+        now = state_of(runs, *load_records(folder))
+        gone = [run.run_id for run in runs if run.run_id not in notes and (finished or run.run_id not in now.ok)]
+        for run_id in gone:
+            print(f"forgotten: {run_id}")
+            for path in (record_path(folder, run_id), predictions_path(folder, run_id)):
+                path.unlink(missing_ok=True)
+            for path in (checkpoint_path(outputs, run_id), note_path(outputs, run_id)):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
+        left = {run_id: run for run_id, run in plan.runs.items() if run_id not in gone}
+        write_plan(folder, replace(plan, runs=left))
+    print(f"{counted(len(gone), 'run')} forgotten, {counted(len(runs) - len(gone), 'run')} left of those selected")

@@ -21,16 +21,7 @@ from lora.records.predictions import dev_predictions, is_constant
 from lora.records.record import RunRecord
 from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.launch import launch_runs
-from lora.sweep.request import (
-    LEARNING_RATE,
-    experiments_of,
-    grid,
-    own_tasks,
-    read_request,
-    settings_of,
-    sweep_settings,
-    values_of,
-)
+from lora.sweep.request import LEARNING_RATE, grids_for, own_tasks, read_request, settings_of, sweep_settings, values_of
 
 METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
@@ -55,7 +46,7 @@ def main(given: argparse.Namespace) -> None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
     grids = rate_grids(profile, asked)
     tasks = own_tasks(settings_of(asked))
-    planned = [expand_blocks(profile, {TUNING: [axes]}, None, tasks) for _, axes in grids]  # MNLI runs included
+    planned = [expand_blocks(profile, {TUNING: [axes]}, None, tasks, "kept") for _, axes in grids]  # MNLI runs included
     every = {run.run_id: run for runs in planned for run in runs}
     now, unfinished = launch_runs(settings, list(every.values()), arguments)
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
@@ -82,8 +73,8 @@ def main(given: argparse.Namespace) -> None:
 
 def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
     """The grid of each method and task of a command's overrides: a run of the grid, and the grid's overrides."""
-    names = [name for name in experiments_of(profile) if name != LEARNING_RATE]  # which chose the rates of conf/
-    reported = {seed for name in names for seed in values_of("seed", grid(profile, name))}
+    grids_of_tables = [blocks for name, blocks in grids_for(profile).items() if name != LEARNING_RATE]
+    reported = {seed for blocks in grids_of_tables for seed in values_of("seed", blocks)}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}
     stated = stated_rates(axes.pop("train.lr")) if "train.lr" in axes else None
     axes["rates"] = ["null"]  # every tuning centres the grid on the row of conf/hparams

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
+from lora.config.plan import add_to_plan, note_launch
 from lora.config.run import PlannedRun, RunConfig
 from lora.errors import DivergedError, UnfinishedError, UserError
 from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
@@ -59,6 +60,8 @@ def ensure_record(run: PlannedRun, mistakes_fail: bool) -> RunRecord:
     if not mistakes_fail:
         again = (before := kept_record(config)) is not None and before.status == "ok"
         print("\n".join([f"{config.run_id}:", *about([run], int(again))]), flush=True)
+        note_launch(Path(runtime.results), [run])
+        add_to_plan(runtime.results, [run])  # as a sweep of one
     with held(runtime.outputs, config.run_id) as note:
         record = usable_record(config) or train(run, mistakes_fail, note)  # another may just have ended
     if record.status == "ok" and usable_record(config) is None:
@@ -153,10 +156,6 @@ def write(run: PlannedRun, record: RunRecord, predictions: bytes | None, files: 
             record, files = replace(record, adapter=None), None
     if again:
         record = replace(before, adapter=record.adapter or before.adapter)
-    elif run.task.own is not None:
-        from lora.data.own_task import keep
-
-        keep(run.task, runtime.results)  # before its first record: reports cannot read one without it
     if files is not None or not again:
         write_record(runtime.results, record)
     clear(runtime.results, runtime.outputs, config.run_id)

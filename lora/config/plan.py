@@ -1,0 +1,333 @@
+"""The plan of a folder of results: the runs that were asked for, settled and named. A launch adds to it; all others
+read it.
+
+`plan.json` holds what the runs are, and no path. `launch.json` beside it, which git ignores, notes where the last
+launch found rows and encoder, for readers that need them.
+"""
+
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lora.checks import SettingsError, build
+from lora.config.rates import TUNING
+from lora.config.run import PlannedRun, RunConfig, RuntimeConfig, run_config
+from lora.config.select import place
+from lora.data.own_task import Kept, kept_facts, kept_tasks, make_task
+from lora.data.tasks import TASKS, Task
+from lora.errors import UserError, first_line
+from lora.files import ROOT, cached_by_file, outputs_of, read_object, write_atomically
+from lora.records.record import RunRecord, load_records
+
+SCHEMA = 1
+FILE, LAUNCH, LOCK = "plan.json", "launch.json", ".plan.lock"
+ADHOC, OWN_TASK = "adhoc", "own_task"  # in place of an experiment: a grid of the command's own; a user's task
+LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
+OF_RUN = ("seed", "start_seed", "start_run")  # what tells the runs of a group apart
+PLACES = (("data", "path"), ("model", "path"))
+PLACE_KEYS = ("data.path", "model.path", "runtime.outputs")  # noted in launch.json
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` became for an encoder in this folder. `stock`: for methods that the fused kernels lack."""
+
+    model: str
+    stock: bool
+    kernels: str
+    attention: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the runs of a group share: all settings but `OF_RUN`, runtime and paths, and how they were asked for.
+
+    Args:
+        options, stated: As of `lora.config.run.PlannedRun`.
+    """
+
+    settings: dict
+    options: dict[str, str]
+    stated: dict
+    rate_from: Literal["stated", "tuned", "conf", "default"] | None
+    rate_name: str | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A planned run. No experiments: a later launch asked for another in its place."""
+
+    group: str
+    experiments: tuple[str, ...]
+    seed: int
+    start_seed: int | None = None
+    start_run: str | None = None
+    save_adapter: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The content of plan.json."""
+
+    schema: int
+    groups: dict[str, Group]
+    runs: dict[str, Entry]
+    tasks: dict[str, Kept]
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs that were asked for, by run_id; and a line per entry that is broken.
+
+    Args:
+        is_written: Whether there is a file, which a folder of an older version lacks.
+    """
+
+    runs: dict[str, PlannedRun]
+    choices: tuple[Choice, ...] = ()
+    problems: tuple[str, ...] = ()
+    is_written: bool = False
+
+
+# Reading.
+
+
+def read_plan(results: str | Path) -> Plan:
+    """The plan of a folder. One without a file, of an older version, has the plan that its records give.
+
+    Raises: UserError: If the file is not a plan that this version reads.
+    """
+    folder = Path(results)
+    try:
+        return _read(folder / FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return adopted(folder)
+
+
+@cached_by_file
+def _read(path: Path) -> Plan:
+    content = read_object(path)
+    if content.get("schema") != SCHEMA:
+        raise UserError(f"{path} has schema {content.get('schema')!r}, and this version reads schema {SCHEMA}")
+    try:
+        stored = build(Stored, content)
+    except SettingsError as error:
+        raise UserError(f"{path} is not a plan: {first_line(error)}") from error
+    tasks = {**TASKS, **{name: make_task(name, kept, str(path)) for name, kept in stored.tasks.items()}}
+    runs, problems, first = {}, [], {}
+    for run_id, entry in stored.runs.items():
+        try:
+            runs[run_id] = planned(path.parent, entry, stored, tasks, first)
+            if runs[run_id].run_id != run_id:
+                raise UserError(f"its settings give the name {runs.pop(run_id).run_id}")
+        except UserError as error:
+            problems.append(f"{path}: entry {run_id!r}: {first_line(error)}")
+    return Plan(runs, stored.choices, tuple(problems), is_written=True)
+
+
+def planned(
+    folder: Path, entry: Entry, stored: Stored, tasks: Mapping[str, Task], first: dict[str, RunConfig]
+) -> PlannedRun:
+    """The run of an entry. `first`: group -> the settings of its first run, which are checked once."""
+    if unknown := set(entry.experiments) - experiments():
+        raise UserError(f"experiment {min(unknown)!r} does not exist")
+    if entry.group not in stored.groups:
+        raise UserError(f"group {entry.group!r} does not exist")
+    group = stored.groups[entry.group]
+    name = str(group.settings.get("task"))
+    if name not in tasks:
+        raise UserError(f"task {name!r} is not in the plan")
+    runtime = RuntimeConfig(
+        *(str(folder), outputs_of(str(folder)), "auto", 1, entry.save_adapter, False),
+        group=next(iter(entry.experiments), None),
+        rate_from=group.rate_from,
+        rate_name=group.rate_name,
+    )
+    own = {key: getattr(entry, key) for key in OF_RUN}
+    if entry.group not in first:
+        settings = {**group.settings, **own, "runtime": dataclasses.asdict(runtime)}
+        first[entry.group] = run_config(settings, tasks[name])
+    config = replace(first[entry.group], **own, runtime=runtime)
+    return PlannedRun(config, tasks[name], entry.experiments, group.options, group.stated)
+
+
+def experiments() -> set[str]:
+    """Every name that a run's experiments may have."""
+    return {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} | {ADHOC, TUNING}
+
+
+def adopted(folder: Path) -> Plan:
+    """The plan that records give: each is in the experiment for which it was first trained."""
+    runs = folder / "runs"
+    try:  # a file system's clock is coarse, so the number of entries tells too
+        return _adopted(folder, runs.stat().st_mtime_ns, len(os.listdir(runs)))
+    except OSError:
+        return Plan({})
+
+
+@functools.lru_cache(maxsize=16)
+def _adopted(folder: Path, *changed: int) -> Plan:
+    tasks, counts = {**TASKS, **kept_tasks(folder)}, Counter()
+    runs: dict[str, PlannedRun] = {}
+    for record in load_records(folder)[0]:
+        run = run_of(record, tasks)
+        if isinstance(run, PlannedRun) and run.run_id == record.run_id:
+            runs[run.run_id] = run
+            counts[choice_of(run)] += record.status == "ok"
+    return Plan(runs, tuple(choice for choice, _ in counts.most_common()))
+
+
+def run_of(record: RunRecord, tasks: Mapping[str, Task]) -> PlannedRun | str:
+    """The run that a record describes, or why this version does not know it."""
+    task = tasks.get(record.config["task"])
+    if task is None:
+        return f"{record.run_id} is of task {record.config['task']!r}, whose definition is not in the folder"
+    try:
+        config = run_config(record.config, task)
+    except SettingsError as error:
+        return f"{record.run_id} has settings of another version: {error.problems[0]}"
+    usual = ADHOC if task.own is None else OWN_TASK
+    experiment = config.runtime.group if config.runtime.group in experiments() else usual
+    method = (config.runtime.rate_name or config.method.name).partition(" ")[0]
+    options = {"method": method, "model": config.model.name, "protocol": config.protocol}
+    return PlannedRun(config, task, (str(experiment),), options)
+
+
+def choice_of(run: PlannedRun) -> Choice:
+    config, stock = run.config, needs_stock(dataclasses.asdict(run.config.method))
+    return Choice(run.model, stock, config.train.kernels, config.model.attention, config.train.precision)
+
+
+def needs_stock(method: Mapping[str, Any]) -> bool:
+    """Whether the fused kernels lack a method: DoRA and those of PEFT."""
+    return bool(method.get("dora")) or method.get("name") == "peft"
+
+
+# Writing.
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Plan]:
+    """Hold the lock of a folder's plan. Yields: The plan. Raises: UserError: If it is broken or cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {folder / LOCK}: {error.strerror}") from error
+    with lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        plan = read_plan(folder)
+        if plan.problems:
+            raise UserError(f"{plan.problems[0]}; nothing was changed: mend the entry, or remove it from the file")
+        yield plan
+
+
+def add_to_plan(results: str | Path, asked: Iterable[PlannedRun]) -> Plan:
+    """Add runs, and what `auto` became for them, to a folder's plan. Returns: The plan.
+
+    A run that is there keeps its experiments, and its adapter is saved if it ever was to be. Where runs answer the
+    same question (`question`), the last ones asked for are expected, and the others stay with no experiment.
+    """
+    folder = Path(results)
+    with locked(folder) as plan:
+        runs, new = dict(plan.runs), {run.run_id: run for run in asked}
+        answers = {(name, question(run)) for run in new.values() for name in run.experiments}
+        for run_id, run in plan.runs.items():
+            if run_id not in new:
+                left = tuple(name for name in run.experiments if (name, question(run)) not in answers)
+                runs[run_id] = replace(run, experiments=left)
+        for run_id, run in new.items():
+            before = plan.runs.get(run_id, run)
+            names = dict.fromkeys((*before.experiments, *run.experiments))
+            named = tuple(name for name in names if name not in (ADHOC, TUNING)) or tuple(names)
+            saves = before.config.runtime.save_adapter or run.config.runtime.save_adapter
+            config = replace(run.config, runtime=replace(run.config.runtime, save_adapter=saves))
+            runs[run_id] = replace(run, config=config, experiments=named)
+        choices = tuple(dict.fromkeys((*plan.choices, *map(choice_of, new.values()))))
+        return write_plan(folder, replace(plan, runs=runs, choices=choices))
+
+
+def question(run: PlannedRun) -> str:
+    """What a run was asked for: everything but what conf/, tuned rates and the machine add."""
+    asked = (run.model, dict(run.options), dict(run.stated), run.task.name, run.start, run.seed)
+    return json.dumps((*asked, run.config.data.train_rows), sort_keys=True)
+
+
+def write_plan(folder: Path, plan: Plan) -> Plan:
+    """Write a plan, if it differs from the file's. The caller holds its lock."""
+    content, path = to_json(plan), folder / FILE
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, content)
+    return replace(plan, is_written=True)
+
+
+def to_json(plan: Plan) -> bytes:
+    groups, entries, tasks = {}, {}, {}
+    for run_id, run in plan.runs.items():
+        settings = dataclasses.asdict(run.config)
+        runtime, own = settings.pop("runtime"), {key: settings.pop(key) for key in OF_RUN}
+        for section, key in PLACES:
+            settings[section][key] = None
+        rates = (runtime["rate_from"], runtime["rate_name"])
+        group = dataclasses.asdict(Group(settings, dict(run.options), dict(run.stated), *rates))
+        name = hashlib.sha256(json.dumps(group, sort_keys=True).encode()).hexdigest()[:12]
+        groups[name] = group
+        entry = {"group": name, "experiments": run.experiments, **own, "save_adapter": runtime["save_adapter"]}
+        entries[run_id] = {key: value for key, value in entry.items() if value is not None and value is not False}
+        if run.task.own is not None:
+            tasks[run.task.name] = kept_facts(run.task)
+    content = {"schema": SCHEMA, "groups": groups, "runs": entries, "tasks": tasks}
+    content["choices"] = [dataclasses.asdict(choice) for choice in plan.choices]
+    return f"{json.dumps(content, sort_keys=True, indent=0, ensure_ascii=False)}\n".encode()
+
+
+# Places.
+
+
+def read_launch(folder: Path) -> dict[str, Any]:
+    """Where the last launch into a folder found rows and encoder: `data.path`, ..., and `tasks`, name -> folder."""
+    try:
+        return read_object(folder / LAUNCH)
+    except UserError:  # none, or one that the next launch writes anew
+        return {}
+
+
+def outputs_here(folder: Path, words: Sequence[str]) -> str:
+    """Where checkpoints and adapters of a folder's runs lie: as the command says, or as the last launch did."""
+    given = place(words, "runtime.outputs") or read_launch(folder).get("runtime.outputs")
+    return given or outputs_of(str(folder))
+
+
+def note_launch(folder: Path, runs: Iterable[PlannedRun]) -> None:
+    """Note where a launch finds the rows and the encoder of its runs."""
+    noted = read_launch(folder)
+    for run in runs:
+        config = run.config
+        for key, value in zip(PLACE_KEYS, (config.data.path, config.model.path, config.runtime.outputs), strict=True):
+            noted |= {} if value is None else {key: str(Path(value).absolute())}
+        if run.task.folder is not None:
+            noted.setdefault("tasks", {})[run.task.name] = str(run.task.folder)
+    write_atomically(folder / LAUNCH, f"{json.dumps(noted, indent=1, sort_keys=True)}\n".encode())
+
+
+def planned_tasks(results: str | Path) -> dict[str, Task]:
+    """Name -> the task, of the user-defined ones of a plan, with the folders of the last launch."""
+    found = {run.task.name: run.task for run in read_plan(results).runs.values() if run.task.own is not None}
+    places = read_launch(Path(results)).get("tasks", {})
+    folders = {name: Path(places.get(name) or task.folder or "") for name, task in found.items()}
+    return {
+        name: replace(task, folder=folders[name] if folders[name].is_absolute() and folders[name].is_dir() else None)
+        for name, task in found.items()
+    }
