@@ -2,13 +2,14 @@
 
 import functools
 import itertools
+import shlex
 
 import own_tasks
 import pytest
 
 from lora.config.rates import Rate, write_rates
 from lora.errors import UserError
-from lora.sweep.request import check_tuning, select_runs
+from lora.sweep.request import check_tuning, grids_text, select_runs
 
 
 @functools.cache
@@ -79,27 +80,67 @@ def test_a_default_is_narrowed_and_never_enlarged():
 
 def test_a_value_that_no_grid_has_is_one_message_with_the_two_other_ways():
     with pytest.raises(UserError) as error:
-        select_runs("mini", ["task=ratings", "seed=1,7"])
+        select_runs("mini", ["task=ratings", "seed=1,7", "method=lora,dora"])
     first, *ways = str(error.value).splitlines()
-    assert first == "seed=7 is in no grid of profile mini (glue_table2, lora_targets, lora_ranks): they have 1, 2, 3"
-    command = "python -m lora -m profile=mini experiment=%s task=ratings seed=1,7"
-    assert [way.partition(": ")[2].strip() for way in ways] == [command % "glue_table2", command % "null"]
-    for way, count in (("glue_table2", 10), ("null", 2)):
-        assert len(select_runs("mini", [f"experiment={way}", "task=ratings", "seed=1,7"])) == count
+    assert first.startswith("method=dora is in no grid of profile mini (glue_table2, lora_targets, lora_ranks): they")
+    command = "python -m lora -m profile=mini experiment=%s task=ratings seed=1,7 method=%s"
+    assert [way.partition(": ")[2].strip() for way in ways] == [
+        command % ("glue_table2", "dora"),
+        command % ("null", "lora,dora"),
+    ]
+    for way, method, count in (("glue_table2", "dora", 2), ("null", "lora,dora", 4)):
+        asked = [f"experiment={way}", "task=ratings", "seed=1,7", f"method={method}"]
+        assert len(select_runs("mini", asked)) == count
 
 
-def test_the_seeds_of_a_task_of_ones_own_are_free(tmp_path):
+@pytest.mark.parametrize("experiment", [[], ["experiment=own_task"]])
+def test_the_seeds_and_methods_of_a_task_of_ones_own_are_free(tmp_path, experiment):
     task = f"task={own_tasks.write_task(tmp_path)}"
-    for chosen, methods in (([], {"full", "lora", "houlsby"}), (["method=lora"], {"lora"})):
-        runs = select_runs("own", [task, "seed=1,2,3,4,5", *chosen])
+    asked = [([], {"full", "lora", "houlsby"}), (["method=lora"], {"lora"})]
+    for chosen, methods in asked + [(["method=lora,bitfit"], {"lora", "bitfit"})] * bool(experiment):
+        runs = select_runs("own", [task, "seed=1,2,3,4,5", *chosen, *experiment])
         assert {(run.method, run.seed) for run in runs} == {*itertools.product(methods, range(1, 6))}
 
 
 def test_values_replace_those_of_a_named_grid_that_lacks_them():
-    runs = select_runs("small", ["experiment=glue_table2", "task=cola", "method=full,adapterdrop", "seed=3,11"])
+    runs = select_runs("small", ["experiment=glue_table2", "task=cola", "method=adapterdrop", "seed=3,11"])
     assert {(run.method, run.task.name, run.seed) for run in runs} == {
-        (method, "cola", seed) for method in ("full", "adapterdrop") for seed in (3, 11)
+        ("adapterdrop", "cola", 3),
+        ("adapterdrop", "cola", 11),
     }
+    seeds = {run.seed for run in select_runs("mini", ["method=lora", "seed=2,9"])}
+    assert seeds == {2, 9}, "seeds are free without an experiment too"
+
+
+def test_a_mix_of_a_grids_values_and_others_is_refused_with_the_two_lines_to_type():
+    with pytest.raises(UserError) as error:
+        select_runs("mini", ["experiment=lora_targets", "method.rank=4,16"])
+    first, *ways = str(error.value).splitlines()
+    assert first == "method.rank=4,16 mixes values of the grid with others (16)"
+    for way, rank, count in zip(ways, (4, 16), (6, 21), strict=True):
+        _, _, _, _, profile, *asked = shlex.split(way.partition(":")[2])
+        runs = select_runs(profile.partition("=")[2], asked)
+        assert len(runs) == count and {run.config.method.rank for run in runs} == {rank}
+
+
+@pytest.mark.parametrize(
+    ("asked", "lines"),
+    [
+        (["experiment=lora_targets", "method.rank=4"], ["6 of 21 runs of lora_targets"]),
+        (
+            ["experiment=lora_targets", "method.rank=16"],
+            ["lora_targets with method.rank=16 in place of 8, 4, 2: 21 runs; not at one number of parameters any more"],
+        ),
+        (["experiment=lora_ranks", "train.epochs=3"], []),
+        (
+            ["seed=9", "method=bitfit"],
+            ["glue_table2 with seed=9 in place of 1, 2, 3: 2 runs", "lora_targets with", "lora_ranks with"],
+        ),
+    ],
+)
+def test_a_launch_says_what_it_does_to_each_grid(asked, lines):
+    found = grids_text("mini", asked, select_runs("mini", [*asked, "train.precision=fp32"]))
+    assert [line[: len(start)] for line, start in zip(found, lines, strict=True)] == lines
 
 
 def test_values_that_a_named_grid_has_select_its_blocks():

@@ -21,7 +21,7 @@ from lora.records.record import load_records
 from lora.sweep import pool, slurm
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, counted, duration
-from lora.sweep.request import check_tuning, rates_setting, select_runs, sweep_settings
+from lora.sweep.request import check_tuning, grids_text, rates_setting, select_runs, sweep_settings
 from lora.sweep.state import State, estimator, own_records, state_of
 from lora.sweep.worker import Job, clean_up, has_adapter, run_job, verify_inputs
 from lora.training import processes
@@ -41,6 +41,8 @@ def launch_sweep(arguments: Sequence[str]) -> str:
     profile = chosen_option("profile", arguments)
     runs = select_runs(profile, arguments, measure="kept")
     check_tuning(runs, rates_setting(profile, read_overrides(arguments)))
+    for line in grids_text(profile, arguments, runs):
+        print(line)
     return launch_runs(sweep_settings(profile, arguments), runs, arguments)[1]
 
 

@@ -1,11 +1,12 @@
 """The runs that a command line asks for. There are three ways to ask.
 
 Without `experiment=`, values select from the grids of the profile, and a setting that no grid names applies to all
-runs. With `experiment=NAME`, values that its grid lacks replace those of the grid. With `experiment=null`, the values
-are the grid.
+runs. With `experiment=NAME`, values of its grid select, values that it lacks replace those of the grid, and a mix of
+both is refused. With `experiment=null`, the values are the grid. Seeds are free, and so are the methods of `own_task`.
 """
 
 import functools
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 
 from lora.config.auto import Measure
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
-from lora.config.plan import ADHOC, LEARNING_RATE, planned_tasks
+from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks
 from lora.config.rates import FILE, read_rates
 from lora.config.run import PlannedRun
 from lora.data.own_task import read_task, task_file
@@ -87,7 +88,18 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
     """Experiment -> the blocks of its grid, and the values to narrow them by. No grids with experiment=null."""
     profile, given, experiments = request
     if experiments is not None:
-        return {name: grid(profile, name) for name in experiments}, given
+        grids = {name: grid(profile, name) for name in experiments}
+        for key, values in given.items():
+            new = new_values(key, values, [block for blocks in grids.values() for block in blocks])
+            if 0 < len(new) < len(values) and not is_free(key, experiments):
+                known = [value for value in values if value not in new]
+                start = ["python", "-m", "lora", "-m", f"profile={profile}", f"experiment={','.join(experiments)}"]
+                select, replace = (shlex.join([*start, *settings_of(given | {key: own})]) for own in (known, new))
+                raise UserError(
+                    f"{key}={','.join(values)} mixes values of the grid with others ({', '.join(new)})\n"
+                    f"runs of the grid:      {select}\nothers in their place: {replace}"
+                )
+        return grids, given
     settings = read_profile(profile)
     grids = {name: grid(profile, name) for name in settings["experiments"]}
     default = {} if whole else {key: [*map(str, values)] for key, values in settings.get("default", {}).items()}
@@ -100,10 +112,10 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
             grids = usual
     blocks = [block for several in grids.values() for block in several]
     for key, values in given.items():
-        if (profile, key) != ("own", "seed") and (new := new_values(key, values, blocks)):  # its seeds are the user's
+        if not is_free(key) and (new := new_values(key, values, blocks)):
             raise UserError(
                 f"{key}={','.join(new)} is in no grid of profile {profile} ({', '.join(grids)}): they have "
-                f"{', '.join(values_of(key, blocks))}\n{ways_out(request)}"
+                f"{', '.join(values_of(key, blocks))}\n{ways_out(request, {key: new})}"
             )
     if "start" not in given and "pretrained" in values_of("start", blocks) and any(values_of(k, blocks) for k in given):
         # a start from MNLI trains MNLI too, so it is only selected by name
@@ -112,11 +124,36 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
     return grids, default | given
 
 
-def ways_out(request: Request) -> str:
-    """The two other ways to ask for the same values, as commands."""
+def is_free(key: str, experiments: Sequence[str] = ()) -> bool:
+    """Whether a key takes any value: the comparison stays what it is with other seeds, or with a user's own methods."""
+    return key == "seed" or (key == "method" and {*experiments} == {OWN_TASK})
+
+
+def grids_text(profile: str, arguments: Sequence[str], runs: Sequence[PlannedRun]) -> list[str]:
+    """What a command does to each grid: "6 of 21 runs of lora_targets", or which values replace which."""
+    request = read_request(profile, arguments)
+    lines, parents = [], {run.parent for run in runs}
+    for name, blocks in grids_of(request)[0].items():
+        chosen = [run for run in runs if name in run.experiments and run.run_id not in parents]
+        every = sum(math.prod(map(len, block.values())) for block in blocks)
+        replaced = {key: values for key, values in request.given.items() if new_values(key, values, blocks)}
+        if replaced:
+            known = {key: ", ".join(values_of(key, blocks)) for key in replaced}
+            words = (f"{key}={','.join(new)} in place of {known[key]}" for key, new in replaced.items())
+            held = [fact for key, fact in _content(name).get("equal", {}).items() if key in replaced]
+            broken = f"; not at one {' and '.join(dict.fromkeys(held))} any more" if held else ""
+            lines.append(f"{name} with {'; '.join(words)}: {len(chosen)} runs{broken}")
+        elif any(values_of(key, blocks) for key in request.given):
+            lines.append(f"{len(chosen)} of {every} runs of {name}")
+    return lines
+
+
+def ways_out(request: Request, new: Values | None = None) -> str:
+    """The two other ways to ask for the same values, as commands. `new`: those that the grids lack."""
     first = read_profile(request.profile)["experiments"][0]
-    start, settings = ["python", "-m", "lora", "-m", f"profile={request.profile}"], settings_of(request.given)
-    named, own = (shlex.join([*start, f"experiment={name}", *settings]) for name in (first, "null"))
+    start = ["python", "-m", "lora", "-m", f"profile={request.profile}"]
+    named = shlex.join([*start, f"experiment={first}", *settings_of(request.given | (new or {}))])
+    own = shlex.join([*start, "experiment=null", *settings_of(request.given)])
     return f"in a grid:        {named}\nas your own grid: {own}"
 
 
@@ -197,7 +234,7 @@ def results_of(profile: str, overrides: Sequence[str]) -> str:
 
 def grid(profile: str, experiment: str) -> list[Values]:
     """The blocks of an experiment for a profile. Raises: UserError: If it has none for the profile."""
-    blocks = _grids(experiment)
+    blocks = _content(experiment)["grid"]
     if profile not in blocks:
         raise UserError(f"experiment {experiment} has no grid for profile {profile!r}; it has: {', '.join(blocks)}")
     return [
@@ -207,13 +244,13 @@ def grid(profile: str, experiment: str) -> list[Values]:
 
 
 @functools.cache
-def _grids(experiment: str) -> dict[str, list[dict[str, Any]]]:
-    return yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())["grid"]
+def _content(experiment: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_bytes())
 
 
 def grids_for(profile: str) -> dict[str, list[Values]]:
     """Experiment -> the blocks of its grid, for all that have a grid for a profile."""
-    return {name: grid(profile, name) for name in describe_group("experiment") if profile in _grids(name)}
+    return {name: grid(profile, name) for name in describe_group("experiment") if profile in _content(name)["grid"]}
 
 
 def values_of(key: str, blocks: Sequence[Values]) -> list[str]:
