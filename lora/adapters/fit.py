@@ -45,8 +45,8 @@ def fit(
     Raises: UserError: If the adapter cannot be read, the model is no plain classifier or has another method, the base
         is another one, or a tensor does not fit.
     """
-    adapter = in_scores(given if isinstance(given, Adapter) else read_adapter(given))
     check_classifier(model)
+    adapter = in_scores(given if isinstance(given, Adapter) else read_adapter(given), model.dtype)
     is_lora, applied = isinstance(adapter.method, LoraConfig), getattr(model, "applied", None)
     if lora_alone and not is_lora:
         raise UserError(f"swap and AdapterSet are for LoRA alone, and the adapter is of method {adapter.method.name}")

@@ -79,7 +79,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     Raises: UserError: If the adapter is of another method, or has LoRA in the head or of several scales in one fused
         layer; if neither it nor `base` says where the base is, or it is another one; or if `out` cannot be written.
     """
-    adapter = in_scores(adapter if isinstance(adapter, Adapter) else read_adapter(adapter))
+    adapter = in_scores(adapter if isinstance(adapter, Adapter) else read_adapter(adapter), torch.float32)
     method = adapter.method
     if not isinstance(method, LoraConfig | PeftConfig):
         raise UserError(f"a PEFT folder is for LoRA and for PEFT's own, and the adapter is of method {method.name}")
