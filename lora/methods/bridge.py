@@ -100,7 +100,8 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
         try:
             settings = kind(target_modules=targets, **with_steps(config.type, options))
             tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type](model, {DEFAULT: settings}, DEFAULT)
-            peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
+            if config.type != "ln_tuning":  # its copies of layers take inputs in the model's dtype (train_in_float32)
+                peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
         except FAILURES as error:
             raise UserError(
                 f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error).rstrip('.!')}"
