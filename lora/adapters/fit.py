@@ -53,9 +53,9 @@ def fit(
     lora_for_lora = applied is not None and is_lora and isinstance(applied.method, LoraConfig)
     if applied is not None and not lora_for_lora and applied.method != in_full(model, adapter.method):
         raise UserError(f"the model has {applied.method}, and the adapter is of {adapter.method}: load the model anew")
-    if adapter.base is not None and not allow_other_base:
+    if not allow_other_base:
         try:
-            check_base(model, adapter.base, adapter.weights)
+            check_base(model, adapter)
         except UserError as error:
             raise UserError(f"{error}; in Python, allow_other_base=True accepts it if every tensor fits") from error
     if not is_lora:

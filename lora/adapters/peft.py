@@ -118,8 +118,7 @@ def check_folder(place: str, adapter: Adapter) -> None:
         raise UserError(f"cannot load the base in {place}: {first_line(error)}") from error
     finally:
         logging.set_verbosity(level)
-    if adapter.base is not None:
-        check_base(model, adapter.base, adapter.weights)
+    check_base(model, adapter)
 
 
 def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:

@@ -47,6 +47,7 @@ FIXED = (  # parameters of PEFT's that are settled here
 IGNORED = ("fan_in_fan_out", "use_effective_conv2d")  # on linear layers
 IGNORED_BY = {"oft": ("module_dropout",)}  # and AdaLoRA
 OF_LORA = ("lora_alpha", "lora_dropout", "exclude_modules")  # all that AdaLoRA reads of those that PEFT's LoRA has
+REBUILT = ("adamss", "frod", "psoft")  # clusters or factors of the pretrained weights are part of them, and of no file
 SEEDS = {"projection_prng_key", "random_seed", "proj_seed", "projection_seed", "random_loc_seed"}  # of frozen draws
 SIZES = ("block_size", "boft_block_size", "group_size", "vector_length")  # of the pieces into which a type cuts layers
 FAILURES = (ValueError, TypeError, RuntimeError, AssertionError, ImportError, KeyError)  # of PEFT, where it cannot
