@@ -111,11 +111,16 @@ def check_folder(place: str, adapter: Adapter, outputs: int | None) -> None:
     """Raises: UserError: If the folder holds no base that PEFT can load with the adapter's head, or another one."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # a head that is not loaded is no news here
-    given = {"use_safetensors": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
-    given |= {"num_labels": outputs} if outputs else {}
+    labels = {} if outputs is None else {"num_labels": outputs}
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, **given
+            place,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # told below
+            output_loading_info=True,
+            **labels,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot load the base in {place}: {first_line(error)}") from error
