@@ -4,13 +4,12 @@ The tuner is given the transformers model itself and no task type, so that the m
 it trains are those of every other method: `get_peft_model(task_type="SEQ_CLS")` would leave BERT's pooler frozen.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -95,8 +94,7 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     weights = [getattr(model.get_submodule(name), "weight", None) for name in targets]
     width = math.gcd(*(size for weight in weights if weight is not None for size in weight.shape))
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True, action="always") as told:
         torch.manual_seed(seed_for(seed, "peft"))
         try:
             settings = kind(target_modules=targets, **with_steps(config.type, options))
@@ -120,13 +118,6 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     # A cast to another dtype makes AdaLoRA's numbers of ranks new parameters, which would train: they lack the prefix.
     names = [name for name, _ in trainable(model) if tuner.prefix in name and not is_head(model, name)]
     return train_only(model, names)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def tuner_config(name: str) -> type:
@@ -282,11 +273,11 @@ def refuse_merged(model: nn.Module, *_: Any) -> None:
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the method on a model, under the names of PEFT's files. Raises: UserError: If it is merged."""
     refuse_merged(model)
-    with quiet():
+    with warnings.catch_warnings(action="ignore"):
         return library().get_peft_model_state_dict(Shell(model.tuner))
 
 
 def set_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    with quiet():
+    with warnings.catch_warnings(action="ignore"):
         result = library().set_peft_model_state_dict(Shell(model.tuner), dict(tensors))
     assert not result.unexpected_keys, result.unexpected_keys
