@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lora.config.run import RunConfig
 from lora.errors import UserError, first_line
@@ -100,7 +101,7 @@ class Checkpointer:
         self.step.optimizer.load_state_dict(saved["optimizer"])
         self.step.schedule.load_state_dict(schedule)
         if self.step.ranks is not None:
-            self.step.ranks.load_state_dict(saved["ranks"])
+            self.step.ranks.load_state_dict(tree_map_only(Tensor, lambda t: t.to(process.device), saved["ranks"]))
         for name, parameter in parameters.items():
             parameter.copy_(saved["parameters"][name])
         torch.set_rng_state(random["cpu"])

@@ -51,11 +51,8 @@ class Ranks:
         return {"pattern": self.pattern} | {name: getattr(self.tuner.rankallocator, name) for name in AVERAGES}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.pattern = state["pattern"]
-        parameters = dict(self.model.named_parameters())  # whose devices the averages follow
-        for kind in AVERAGES:
-            averages = {name: average.to(parameters[name].device) for name, average in state[kind].items()}
-            setattr(self.tuner.rankallocator, kind, averages)
+        self.pattern = state.pop("pattern")
+        vars(self.tuner.rankallocator).update(state)
 
 
 class Subspaces:
@@ -77,16 +74,14 @@ class Subspaces:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        averages = [[getattr(layer, name)[DEFAULT] for name in SUBSPACES] for layer in self.layers]
+        averages = [{name: getattr(layer, name) for name in SUBSPACES} for layer in self.layers]
         return {"trained": [p.requires_grad for p in self.parameters], "averages": averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for parameter, trained in zip(self.parameters, state["trained"], strict=True):
             parameter.requires_grad_(trained)
-        device = self.parameters[0].device
         for layer, averages in zip(self.layers, state["averages"], strict=True):
-            for name, tensors in zip(SUBSPACES, averages, strict=True):
-                getattr(layer, name)[DEFAULT] = [tensor if tensor is None else tensor.to(device) for tensor in tensors]
+            vars(layer).update(averages)
 
 
 def allocator(model: nn.Module, steps: int) -> Ranks | Subspaces | None:
