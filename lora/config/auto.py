@@ -23,7 +23,7 @@ from lora.checks import build
 from lora.config.encoder_files import locate
 from lora.config.run import ModelConfig, RunConfig
 from lora.errors import UserError, first_line
-from lora.files import ROOT, write_atomically
+from lora.files import ROOT, read_object, write_atomically
 from lora.records.provenance import BF16_FLAGS, cpu_flags, cpu_kind
 from lora.records.record import load_records
 
@@ -157,10 +157,9 @@ def check_device(config: RunConfig) -> None:
 def read_settings(model: ModelConfig) -> dict[str, Any]:
     """A local encoder's config.json; {} if it cannot be read."""
     try:
-        settings = json.loads((Path(locate(model)[0]) / "config.json").read_bytes())
-    except (UserError, OSError, ValueError):
+        return read_object(Path(locate(model)[0]) / "config.json")
+    except UserError:
         return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def encoder_sizes(model: ModelConfig) -> tuple[int, int]:
