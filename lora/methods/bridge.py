@@ -6,7 +6,6 @@ it trains are those of every other method: `get_peft_model(task_type="SEQ_CLS")`
 
 import dataclasses
 import difflib
-import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +47,6 @@ IGNORED_BY = {"oft": ("module_dropout",)}  # and AdaLoRA
 OF_LORA = ("lora_alpha", "lora_dropout", "exclude_modules")  # all that AdaLoRA reads of those that PEFT's LoRA has
 REBUILT = ("adamss", "frod", "psoft")  # clusters or factors of the pretrained weights are part of them, and of no file
 SEEDS = {"projection_prng_key", "random_seed", "proj_seed", "projection_seed", "random_loc_seed"}  # of frozen draws
-SIZES = ("block_size", "boft_block_size", "group_size", "vector_length")  # of the pieces into which a type cuts layers
 FAILURES = (ValueError, TypeError, RuntimeError, AssertionError, ImportError, KeyError)  # of PEFT, where it cannot
 DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
 
@@ -91,8 +89,6 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
         options |= dict.fromkeys(SEEDS & parameters(kind).keys(), drawn)
     elif "random_seed" in parameters(kind):
         options.setdefault("random_seed", 0)  # None is another draw at every reload
-    weights = [getattr(model.get_submodule(name), "weight", None) for name in targets]
-    width = math.gcd(*(size for weight in weights if weight is not None for size in weight.shape))
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices), warnings.catch_warnings(record=True, action="always") as told:
         torch.manual_seed(seed_for(seed, "peft"))
@@ -103,8 +99,7 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
                 peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
         except FAILURES as error:
             raise UserError(
-                f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error).rstrip('.!')}"
-                f"{divisors(kind, options, width)}"
+                f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error)}"
             ) from error
     for key, value in config.options.items():
         sign = re.compile(f"`{key}[`=]|Setting {key} to")  # that it ignores or changes the value, which names the run
@@ -133,14 +128,6 @@ def tuner_config(name: str) -> type:
 def parameters(kind: type) -> dict[str, Any]:
     """The parameters of a config class that adapters state, with their defaults."""
     return {field.name: field.default for field in dataclasses.fields(kind) if field.init and field.name not in FIXED}
-
-
-def divisors(kind: type, options: Mapping[str, Any], width: int) -> str:
-    """The end of a message: the divisors of the width, if a size that is given, or PEFT's default, is none of them."""
-    values = parameters(kind) | {**options}
-    sizes = [values[key] for key in SIZES if isinstance(values.get(key), int)]
-    fitting = ", ".join(str(size) for size in range(1, width + 1) if width % size == 0)
-    return f"; the divisors of {width} are {fitting}" if any(size and width % size for size in sizes) else ""
 
 
 def with_steps(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
