@@ -49,7 +49,8 @@ def predict(
         if task.labels:
             scores, losses = logits.argmax(-1), F.cross_entropy(logits, labels, reduction="none")
         else:
-            scores = task.to_scores(logits.squeeze(-1).to(getattr(torch, task.score_type)))
+            shift, factor = task.target_scale
+            scores = logits.squeeze(-1).to(getattr(torch, task.score_type)) * factor + shift
             losses = (scores - labels).square()
         chunks.append((rows, scores.cpu().numpy(), losses.cpu().numpy(), bool(logits.isfinite().all())))
         between()
