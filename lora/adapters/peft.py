@@ -91,10 +91,9 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     else:
         settings, tensors = peft_settings(method), adapter.weights
     place, revision = locate_base(adapter, base)
-    outputs = min((len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2), default=None)  # its labels
     if base is not None and Path(place).is_dir():
-        check_folder(place, adapter, outputs)
-    labelled = labelled_base(Path(place), adapter, outputs) if saved and Path(place).is_dir() else {}
+        check_folder(place, adapter)
+    labelled = labelled_base(Path(place), adapter) if saved and Path(place).is_dir() else {}
     config = settings | {
         "task_type": "SEQ_CLS" if saved else None,
         "base_model_name_or_path": os.path.abspath(at_home(out) / BASE) if labelled else place,
@@ -107,35 +106,30 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     write_folder(Path(out), labelled | {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights})
 
 
-def check_folder(place: str, adapter: Adapter, outputs: int | None) -> None:
+def check_folder(place: str, adapter: Adapter) -> None:
     """Raises: UserError: If the folder holds no base that PEFT can load with the adapter's head, or another one."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # a head that is not loaded is no news here
-    labels = {} if outputs is None else {"num_labels": outputs}
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            place,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # told below
-            output_loading_info=True,
-            **labels,
+            place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot load the base in {place}: {first_line(error)}") from error
     finally:
         logging.set_verbosity(level)
-    if other := sorted(name for name, *_ in report["mismatched_keys"]):
+    shapes = {name: p.shape for name, p in model.named_parameters() if name not in report["missing_keys"]}
+    if other := [name for name, tensor in adapter.head.items() if shapes.get(name, tensor.shape) != tensor.shape]:
         raise UserError(
-            f"PEFT cannot load the base in {place} with the adapter's head of {outputs} outputs: it has "
-            f"{', '.join(other)} of another shape; save the encoder alone, with model.base_model.save_pretrained"
+            f"PEFT cannot load the base in {place} with the adapter's head: {', '.join(other)} have other shapes; save "
+            f"the encoder alone, with model.base_model.save_pretrained"
         )
     check_base(model, adapter)
 
 
-def labelled_base(place: Path, adapter: Adapter, outputs: int) -> dict[str, bytes | Path]:
+def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
     """A base's files, and its config with the adapter's labels, for which PEFT has no field."""
+    outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
     labels = adapter.origin.labels or ()
     names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
     config = read_object(place / "config.json")
@@ -190,8 +184,6 @@ def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[
         "use_dora": method.dora,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != method.rank},
         "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
-        "bias": "none",
-        "fan_in_fan_out": False,
     }
     return config, tensors
 
