@@ -45,9 +45,8 @@ def ensure_record(config: RunConfig, mistakes_fail: bool) -> RunRecord:
     """
     record, runtime = usable_record(config), config.runtime
     if not mistakes_fail:  # the launcher of a sweep has already checked
-        beside = load_records(runtime.results)[0]
-        todo = {config.run_id} if record is None else ()
-        verify_inputs([config], beside, todo)  # before loading torch, which takes seconds
+        records, _ = load_records(runtime.results)
+        verify_inputs([config], records, {config.run_id} if record is None else ())  # before loading torch
     if record is not None:
         if not mistakes_fail and rank() == 0:
             clean_up(runtime.results, runtime.outputs, config.run_id)
@@ -236,12 +235,9 @@ def verify_inputs(configs: Sequence[RunConfig], records: Iterable[RunRecord], to
     asked: dict[tuple[str, int | None], RunConfig] = {}
     rows: dict[tuple[str, int | None], str] = {}
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
-    known, seen = {config.run_id for config in configs}, set()
+    known = {config.run_id for config in configs}
     for config in sorted(configs, key=lambda config: config.run_id not in todo):
         part, model = (config.task, config.data.train_rows), config.model
-        if (*part, model.name) in seen:
-            continue
-        seen.add((*part, model.name))
         asked.setdefault(part, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
             rows[part] = fingerprint(config)
