@@ -165,11 +165,9 @@ def lasting(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with contextlib.ExitStack() as modes:
-            modes.enter_context(torch.inference_mode(False))
-            modes.enter_context(torch.no_grad())  # in this order: leaving inference mode turns autograd on
-            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-                modes.enter_context(torch.autocast(device, enabled=False))
+        on_gpu = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else contextlib.nullcontext()
+        # in this order: leaving inference mode turns autograd on
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), on_gpu:
             return function(*args, **kwargs)
 
     return run
