@@ -110,7 +110,8 @@ def check_base(model: nn.Module, adapter: "Adapter") -> None:
     if common is None or hash_in(tensors, common) != base.hashes[short(common)]:
         raise UserError(
             f"the model's weights are not those that the adapter was trained on ({base.name}, known in "
-            f"{', '.join(stated)}; the model is in {short(dtype)})"
+            f"{', '.join(stated)}; the model is in {short(dtype)}); load_adapter and swap take it with "
+            f"allow_other_base=True, if every tensor fits"
         )
     model.checked_base = (base.hashes, state)
 

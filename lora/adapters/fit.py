@@ -54,10 +54,7 @@ def fit(
     if applied is not None and not lora_for_lora and applied.method != in_full(model, adapter.method):
         raise UserError(f"the model has {applied.method}, and the adapter is of {adapter.method}: load the model anew")
     if not allow_other_base:
-        try:
-            check_base(model, adapter)
-        except UserError as error:
-            raise UserError(f"{error}; in Python, allow_other_base=True accepts it if every tensor fits") from error
+        check_base(model, adapter)
     if not is_lora:
         check_shapes(model, adapter)
     return Fitted(adapter, fitted_layers(model, adapter) if is_lora else {}, fitted_head(model, adapter.head))
