@@ -44,6 +44,7 @@ FIXED = (  # parameters of PEFT's that are settled here
 ).split()
 IGNORED = ("fan_in_fan_out", "use_effective_conv2d")  # on linear layers
 IGNORED_BY = {"oft": ("module_dropout",)}  # and AdaLoRA
+MORE = {"adalora": {"total_step": 2**31}}  # which its config needs; a run sets its own (`lora.training.ranks`)
 OF_LORA = ("lora_alpha", "lora_dropout", "exclude_modules")  # all that AdaLoRA reads of those that PEFT's LoRA has
 REBUILT = ("adamss", "frod", "psoft")  # clusters or factors of the pretrained weights are part of them, and of no file
 SEEDS = {"projection_prng_key", "random_seed", "proj_seed", "projection_seed", "random_loc_seed"}  # of frozen draws
@@ -93,14 +94,12 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     with torch.random.fork_rng(devices), warnings.catch_warnings(record=True, action="always") as told:
         torch.manual_seed(seed_for(seed, "peft"))
         try:
-            settings = kind(target_modules=targets, **with_steps(config.type, options))
+            settings = kind(target_modules=targets, **options, **MORE.get(config.type, {}))
             tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type](model, {DEFAULT: settings}, DEFAULT)
             if config.type != "ln_tuning":  # its copies of layers take inputs in the model's dtype (train_in_float32)
                 peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
         except FAILURES as error:
-            raise UserError(
-                f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error)}"
-            ) from error
+            raise UserError(f"PEFT cannot put {config.type} on {type(model).__name__}: {first_line(error)}") from error
     for key, value in config.options.items():
         sign = re.compile(f"`{key}[`=]|Setting {key} to")  # that it ignores or changes the value, which names the run
         for warning in (str(one.message) for one in told):
@@ -128,12 +127,6 @@ def tuner_config(name: str) -> type:
 def parameters(kind: type) -> dict[str, Any]:
     """The parameters of a config class that adapters state, with their defaults."""
     return {field.name: field.default for field in dataclasses.fields(kind) if field.init and field.name not in FIXED}
-
-
-def with_steps(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, with the number of steps that AdaLoRA's config needs; a run sets its own (`lora.training.ranks`)."""
-    more = {"total_step": options.get("tinit", 0) + options.get("tfinal", 0) + 1} if kind == "adalora" else {}
-    return {**options, **more}
 
 
 def check(config: PeftConfig) -> type:
@@ -213,7 +206,7 @@ def resolved(model: nn.Module, config: PeftConfig) -> PeftConfig:
 
 def peft_settings(config: PeftConfig) -> dict[str, Any]:
     """The content of PEFT's `adapter_config.json` for a resolved config."""
-    options = with_steps(config.type, config.options)
+    options = config.options | MORE.get(config.type, {})
     options |= {key: ending_in(ends, config.targets) for key, ends in options.items() if key.endswith("_modules")}
     settings = tuner_config(config.type)(target_modules=list(config.targets), **options).to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
