@@ -108,8 +108,7 @@ def train_in_float32(model: nn.Module) -> None:
 
     A layer with a trained parameter then computes in float32, between inputs and outputs in the model's dtype.
     """
-    parameters = list(model.parameters())
-    if all(one.requires_grad for one in parameters) and any(one.dtype in HALVES for one in parameters):
+    if all(parameter.requires_grad for parameter in model.parameters()) and model.dtype in HALVES:
         model.float()
     for module in model.modules():
         own = list(module.parameters(recurse=False))

@@ -37,10 +37,7 @@ class Tracked:
             self.copy = begin(config)
 
     def __call__(self, run: Any) -> None:
-        """Send the new epochs of a `lora.training.loop.Progress`, or of a record.
-
-        A resumed run sends the earlier ones again, so that each of its copies is complete.
-        """
+        """Send the epochs of a progress or a record that this copy lacks: of a resumed run, the earlier ones too."""
         with harmless():
             for entry in run.epochs[self.sent :] if self.copy is not None else ():
                 shown = {key: entry[key] for key in ("epoch", "train_loss")}

@@ -94,9 +94,7 @@ def start_process(config: RunConfig) -> Process:
 
 
 def check_precision(precision: str, gpu: bool, setting: str = "train.precision") -> None:
-    """
-    Raises: UserError: If the precision is bf16 and the device lacks it.
-    """
+    """Raises: UserError: If the precision is bf16 and the device lacks it."""
     if precision == "bf16" and not has_bf16(gpu):
         raise UserError(f"{setting} is bf16, but this {'GPU' if gpu else 'CPU'} has none; use fp32")
 
