@@ -213,7 +213,15 @@ def test_a_folder_of_another_base_is_refused(tmp_path, bases):
         to_peft(adapter, tmp_path / "peft", base=tmp_path / "other")
     with pytest.raises(UserError, match=f"cannot load the base in {tmp_path}: "):
         to_peft(adapter, tmp_path / "peft", base=tmp_path)
+    finetuned = tiny.model("bert", outputs=3)
+    finetuned.base_model.load_state_dict(tiny.model("bert").base_model.state_dict())
+    finetuned.save_pretrained(tmp_path / "three")
+    with pytest.raises(UserError, match=r"head: classifier\.\w+, classifier\.\w+ have other shapes"):
+        to_peft(adapter, tmp_path / "peft", base=tmp_path / "three")
     assert not (tmp_path / "peft").exists()
+    three = adapter_of(small("bert", LoraConfig(rank=3), outputs=3))
+    to_peft(three, tmp_path / "peft", base=tmp_path / "three")
+    peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft")
 
 
 def test_the_embedded_encoder_is_named_by_where_it_lies_here(tmp_path, offline):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import random
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from tiny_adapters import FIVE, METHODS, five, logits, with_method
 from torch import nn
 
-from lora.adapters.adapter import Adapter, adapter_of
+from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.batched import AdapterSet
 from lora.adapters.folder import write_adapter
 from lora.adapters.merge import load_adapter, merge, remove, swap, unmerge
+from lora.adapters.peft import to_peft
 from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
@@ -181,6 +183,30 @@ def test_an_adapter_of_another_base_is_refused_in_every_dtype_and_taken_when_ask
         assert state(other) == before
         swap(other, adapter, allow_other_base=True)
         assert state(other) != before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "error"),
+    [
+        *((torch.float32, 1e7, None), (torch.bfloat16, 1e3, None), (torch.float64, 1e7, 1e-7)),
+        *((torch.float32, -1e3, 1e-3), (torch.bfloat16, -1.0, 0.05)),
+    ],
+)
+def test_a_model_answers_in_the_units_of_scores_or_refuses_them(dtype, low, error, tmp_path):
+    """Their range is from `low` to `low` + 1, and the head that answers from 0 to 5 is the truth."""
+    plain = adapter_of(with_method("bert", LoraConfig(rank=3), outputs=1))
+    scored = dataclasses.replace(plain, origin=Origin("mine", shift=low, factor=0.2))
+    load_adapter(exact := tiny.model("bert").double(), plain)
+    refused = pytest.raises(UserError, match=f"{dtype} has too few numbers in the range of mine's scores")
+    for put in (load_adapter, swap):
+        model = tiny.model("bert").to(dtype)
+        with refused if error is None else contextlib.nullcontext():
+            put(model, scored)
+            expected = low + 0.2 * logits(exact, "bert")
+            torch.testing.assert_close(logits(model, "bert").double(), expected, rtol=0, atol=error)
+    if low == 1e7:
+        with pytest.raises(UserError, match="float32 has too few numbers"):
+            to_peft(scored, tmp_path / "peft")
 
 
 def test_a_base_that_is_written_to_through_data_is_noticed():

@@ -424,12 +424,23 @@ def test_what_puts_it_on_keeps_the_mode_of_the_model_with_every_dropout():
     assert len(tried) > 15
 
 
+@pytest.mark.filterwarnings("ignore")  # of PEFT
 @pytest.mark.parametrize("kind", sorted(TYPES))
 def test_what_trains_in_half_precision_is_what_trains_in_float32(kind):
     """PEFT's cast makes new parameters of some that are frozen, such as AdaLoRA's numbers of ranks."""
+    config = dataclasses.replace(config_of(kind), targets=(*NAMES.get(kind, ()), *QV))  # ln_tuning takes both
     models = [tiny.model("bert"), tiny.model("bert").bfloat16()]
-    names = [apply(model, config_of(kind), 1) for model in models]
+    names = [apply(model, config, 1) for model in models]
     assert names[0] and sorted(names[0]) == sorted(names[1])
+    exact, rounded = (logits(model, "bert") for model in models)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.05)
+    assert rounded.dtype == torch.bfloat16 and {p.dtype for _, p in trainable(models[1])} == {torch.float32}
+    rebuilt = kind in ("adamss", "frod", "psoft")  # whose clusters and signs of singular vectors rounding changes
+    for model, other in zip(models, (tiny.model("bert").bfloat16(), tiny.model("bert")), strict=True):
+        refused = pytest.raises(UserError, match=f"a part of {kind} from .* trained in .*float.*, and the model is in")
+        with refused if rebuilt else contextlib.nullcontext():
+            load_adapter(other, adapter_of(model))
+            torch.testing.assert_close(logits(other, "bert").float(), logits(model, "bert").float(), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("kind", ["vera", "ln_tuning"])  # the second exchanges modules where it merges

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from lora.adapters.base import Base, carried_parameters, describe_base, kept_layers
 from lora.config.run import ModelConfig
+from lora.data.tasks import TARGET_SPAN
 from lora.errors import UserError
 from lora.methods.bridge import state_of
 from lora.methods.configs import LoraConfig, MethodConfig, PeftConfig
-from lora.methods.lowrank import LOW_RANK, LoraLayer, factors
+from lora.methods.lowrank import LOW_RANK, LoraLayer, factor_dtype, factors
 from lora.models.architectures import named_by
 from lora.models.modules import check_classifier, is_head, lasting
+
+LOST = 1e-3  # of the range of scores between two numbers, at most; in half precision, twice what a range from 0 has
 
 
 @dataclass(frozen=True)
@@ -146,17 +149,26 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
     return Adapter(method, tensors, head, base or describe_base(model), origin or Origin())
 
 
-def in_scores(adapter: Adapter) -> Adapter:
+def in_scores(adapter: Adapter, dtype: torch.dtype) -> Adapter:
     """The adapter with outputs in the units of the task's scores: its head's last layer absorbs shift and factor.
 
-    Raises: UserError: If that layer has no bias.
+    Args:
+        dtype: The outputs'.
+    Raises: UserError: If that dtype has too few numbers in the range of the scores, or that layer has no bias.
     """
     shift, factor = adapter.origin.shift, adapter.origin.factor
     if (shift, factor) == (0, 1):
         return adapter
+    task, low, high = adapter.origin.task, shift, shift + TARGET_SPAN * factor
+    if max(-low, high) > max(2, LOST / torch.finfo(dtype).eps) * (high - low):
+        raise UserError(
+            f"{dtype} has too few numbers in the range of {task}'s scores, {low:.15g} to {high:.15g}: use python -m "
+            f"lora predict, or load_adapter or swap on a model in a wider dtype"
+        )
     last = {name: tensor for name, tensor in adapter.head.items() if len(tensor) == 1}  # the one layer with one output
     if {tensor.dim() for tensor in last.values()} != {1, 2}:
-        raise UserError(f"this adapter of {adapter.origin.task} is for predict: its head has no bias for the scores")
-    scaled = {name: tensor * factor + (shift if tensor.dim() == 1 else 0.0) for name, tensor in last.items()}
+        raise UserError(f"this adapter of {task} is for predict: its head has no bias for the scores")
+    wide = {name: tensor.to(factor_dtype(dtype)) for name, tensor in last.items()}
+    scaled = {name: tensor * factor + (shift if tensor.dim() == 1 else 0.0) for name, tensor in wide.items()}
     origin = dataclasses.replace(adapter.origin, shift=0.0, factor=1.0)
     return dataclasses.replace(adapter, head=adapter.head | scaled, origin=origin)

@@ -3,15 +3,20 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
 from lora.errors import UserError
-from lora.methods.bridge import is_added
+from lora.methods.bridge import REBUILT, is_added
+from lora.methods.configs import PeftConfig
 from lora.methods.lowrank import LOW_RANK, LoraLayer, factor_dtype
 from lora.models.modules import checksum, is_head
+
+if TYPE_CHECKING:
+    from lora.adapters.adapter import Adapter
 
 NARROWER = {  # dtypes that weights can be rounded to and still be recognised in
     torch.float64: (torch.float32, torch.bfloat16, torch.float16),
@@ -80,26 +85,33 @@ def describe_base(model: nn.Module, name: str | None = None, revision: str | Non
     return Base(name, revision, hashes)
 
 
-def check_base(model: nn.Module, base: Base, trained: Iterable[str]) -> None:
-    """Check that a model has the weights that an adapter was trained on, bit for bit.
+def check_base(model: nn.Module, adapter: "Adapter") -> None:
+    """Check that a model has the weights that an adapter was trained on, bit for bit, if it states them.
 
     A successful check is not repeated while the weights stay the same. To know that, every call reads them once: a
     change through `.data`, or by a library that shares their memory, changes neither a version nor an address.
 
-    Args:
-        trained: Names of the adapter's tensors, which are not part of its base.
-    Raises: UserError: If they differ, or the adapter has no hash for their dtype.
+    Raises: UserError: If they differ, or the adapter has no hash for their dtype, or takes no other than its own.
     """
-    tensors = base_tensors(model, trained)
+    base, method = adapter.base, adapter.method
+    if base is None:
+        return
+    tensors = base_tensors(model, adapter.weights)
+    dtype, stated = common_dtype(tensors), [*base.hashes]  # that of training first
+    if isinstance(method, PeftConfig) and method.type in REBUILT and short(dtype) not in stated[:1]:
+        raise UserError(
+            f"PEFT computes a part of {method.type} from the pretrained weights again, which rounding changes: the "
+            f"adapter was trained in {', '.join(stated[:1])}, and the model is in {short(dtype)}"
+        )
     state = checksum(tensors.items(), xxhash.xxh3_128)  # SHA-256 takes several times as long
     if getattr(model, "checked_base", None) == (base.hashes, state):
         return
-    dtype = common_dtype(tensors)
     common = next((d for d in (dtype, *NARROWER.get(dtype, ())) if short(d) in base.hashes), None)
     if common is None or hash_in(tensors, common) != base.hashes[short(common)]:
         raise UserError(
             f"the model's weights are not those that the adapter was trained on ({base.name}, known in "
-            f"{', '.join(base.hashes)}; the model is in {short(dtype)})"
+            f"{', '.join(stated)}; the model is in {short(dtype)}); load_adapter and swap take it with "
+            f"allow_other_base=True, if every tensor fits"
         )
     model.checked_base = (base.hashes, state)
 

@@ -45,19 +45,16 @@ def fit(
     Raises: UserError: If the adapter cannot be read, the model is no plain classifier or has another method, the base
         is another one, or a tensor does not fit.
     """
-    adapter = in_scores(given if isinstance(given, Adapter) else read_adapter(given))
     check_classifier(model)
+    adapter = in_scores(given if isinstance(given, Adapter) else read_adapter(given), model.dtype)
     is_lora, applied = isinstance(adapter.method, LoraConfig), getattr(model, "applied", None)
     if lora_alone and not is_lora:
         raise UserError(f"swap and AdapterSet are for LoRA alone, and the adapter is of method {adapter.method.name}")
     lora_for_lora = applied is not None and is_lora and isinstance(applied.method, LoraConfig)
     if applied is not None and not lora_for_lora and applied.method != in_full(model, adapter.method):
         raise UserError(f"the model has {applied.method}, and the adapter is of {adapter.method}: load the model anew")
-    if adapter.base is not None and not allow_other_base:
-        try:
-            check_base(model, adapter.base, adapter.weights)
-        except UserError as error:
-            raise UserError(f"{error}; in Python, allow_other_base=True accepts it if every tensor fits") from error
+    if not allow_other_base:
+        check_base(model, adapter)
     if not is_lora:
         check_shapes(model, adapter)
     return Fitted(adapter, fitted_layers(model, adapter) if is_lora else {}, fitted_head(model, adapter.head))

@@ -79,7 +79,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     Raises: UserError: If the adapter is of another method, or has LoRA in the head or of several scales in one fused
         layer; if neither it nor `base` says where the base is, or it is another one; or if `out` cannot be written.
     """
-    adapter = in_scores(adapter if isinstance(adapter, Adapter) else read_adapter(adapter))
+    adapter = in_scores(adapter if isinstance(adapter, Adapter) else read_adapter(adapter), torch.float32)
     method = adapter.method
     if not isinstance(method, LoraConfig | PeftConfig):
         raise UserError(f"a PEFT folder is for LoRA and for PEFT's own, and the adapter is of method {method.name}")
@@ -107,19 +107,24 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
 
 
 def check_folder(place: str, adapter: Adapter) -> None:
-    """Raises: UserError: If the folder holds no base that can be loaded, or another one than the adapter's."""
+    """Raises: UserError: If the folder holds no base that PEFT can load with the adapter's head, or another one."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # a head that is not loaded is no news here
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot load the base in {place}: {first_line(error)}") from error
     finally:
         logging.set_verbosity(level)
-    if adapter.base is not None:
-        check_base(model, adapter.base, adapter.weights)
+    shapes = {name: p.shape for name, p in model.named_parameters() if name not in report["missing_keys"]}
+    if other := [name for name, tensor in adapter.head.items() if shapes.get(name, tensor.shape) != tensor.shape]:
+        raise UserError(
+            f"PEFT cannot load the base in {place} with the adapter's head: {', '.join(other)} have other shapes; save "
+            f"the encoder alone, with model.base_model.save_pretrained"
+        )
+    check_base(model, adapter)
 
 
 def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
@@ -179,8 +184,6 @@ def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[
         "use_dora": method.dora,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != method.rank},
         "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
-        "bias": "none",
-        "fan_in_fan_out": False,
     }
     return config, tensors
 

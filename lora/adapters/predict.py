@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -128,14 +129,12 @@ def answers(logits: np.ndarray, task: Task, origin: Origin) -> dict[str, list[st
 
 def as_table(table: Table, new: dict[str, list[str]], rows: list[int], output: Path) -> bytes:
     """The output's content: the columns of the input, and new ones, which have values in some rows."""
-    columns = {  # as objects: pandas makes floats of integers beside an empty cell
-        name: [
-            json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, dict | list | bool) else cell
-            for cell in cells
-        ]
-        for name, cells in table.columns.items()
-    }
-    kept = pd.DataFrame(columns, dtype=object)
+
+    def text(cell: Any) -> Any:
+        return json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, dict | list | bool) else cell
+
+    # as objects: pandas makes floats of integers beside an empty cell
+    kept = pd.DataFrame({name: [*map(text, cells)] for name, cells in table.columns.items()}, dtype=object)
     if taken := sorted({*kept} & {*new}):
         raise UserError(f"{table.path} has a column {taken[0]}, which the output adds: rename it")
     try:

@@ -7,7 +7,6 @@ plan of its results.
 
 import ctypes
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from lora.config.encoder_files import locate
 from lora.config.plan import Choice, locked, needs_stock, read_plan, write_plan
 from lora.config.run import ModelConfig, RunConfig
 from lora.errors import UserError, first_line
-from lora.files import ROOT
+from lora.files import ROOT, read_object
 from lora.records.provenance import BF16_FLAGS, cpu_flags
 
 ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
@@ -135,10 +134,9 @@ def check_device(config: RunConfig) -> None:
 def read_settings(model: ModelConfig) -> dict[str, Any]:
     """A local encoder's config.json; {} if it cannot be read."""
     try:
-        settings = json.loads((Path(locate(model)[0]) / "config.json").read_bytes())
-    except (UserError, OSError, ValueError):
+        return read_object(Path(locate(model)[0]) / "config.json")
+    except UserError:
         return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def encoder_sizes(model: ModelConfig) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -161,9 +160,10 @@ def read_labels(
 
 
 def as_score(entry: Any, low: float, high: float) -> float | None:
+    if isinstance(entry, str) and ("_" in entry or not entry.isascii()):
+        return None
     try:
-        is_decimal = not isinstance(entry, str) or (entry.isascii() and "_" not in entry)
-        score = float(entry) if is_decimal else math.nan
+        score = float(entry)
     except (TypeError, ValueError):
         return None
     return score if low <= score <= high else None

@@ -103,16 +103,6 @@ class Task:
         """The dtype of scores, predicted ones too. Float32 has too few numbers in a range such as 1e9 to 1e9 + 1."""
         return "float32" if self.own is None else "float64"
 
-    def to_targets(self, scores: Any) -> Any:
-        """The outputs that a model is trained to give for these scores."""
-        shift, factor = self.target_scale
-        return (scores - shift) / factor
-
-    def to_scores(self, outputs: Any) -> Any:
-        """The scores that a model's outputs stand for."""
-        shift, factor = self.target_scale
-        return outputs * factor + shift
-
     @property
     def metric(self) -> str:
         """The headline metric."""

@@ -4,13 +4,11 @@ The tuner is given the transformers model itself and no task type, so that the m
 it trains are those of every other method: `get_peft_model(task_type="SEQ_CLS")` would leave BERT's pooler frozen.
 """
 
-import contextlib
 import dataclasses
 import difflib
-import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -46,9 +44,10 @@ FIXED = (  # parameters of PEFT's that are settled here
 ).split()
 IGNORED = ("fan_in_fan_out", "use_effective_conv2d")  # on linear layers
 IGNORED_BY = {"oft": ("module_dropout",)}  # and AdaLoRA
+MORE = {"adalora": {"total_step": 2**31}}  # which its config needs; a run sets its own (`lora.training.ranks`)
 OF_LORA = ("lora_alpha", "lora_dropout", "exclude_modules")  # all that AdaLoRA reads of those that PEFT's LoRA has
+REBUILT = ("adamss", "frod", "psoft")  # clusters or factors of the pretrained weights are part of them, and of no file
 SEEDS = {"projection_prng_key", "random_seed", "proj_seed", "projection_seed", "random_loc_seed"}  # of frozen draws
-SIZES = ("block_size", "boft_block_size", "group_size", "vector_length")  # of the pieces into which a type cuts layers
 FAILURES = (ValueError, TypeError, RuntimeError, AssertionError, ImportError, KeyError)  # of PEFT, where it cannot
 DEFAULT = "default"  # the adapter's name in PEFT, a part of the name of every parameter that it adds
 
@@ -91,21 +90,16 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
         options |= dict.fromkeys(SEEDS & parameters(kind).keys(), drawn)
     elif "random_seed" in parameters(kind):
         options.setdefault("random_seed", 0)  # None is another draw at every reload
-    weights = [getattr(model.get_submodule(name), "weight", None) for name in targets]
-    width = math.gcd(*(size for weight in weights if weight is not None for size in weight.shape))
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True, action="always") as told:
         torch.manual_seed(seed_for(seed, "peft"))
         try:
-            settings = kind(target_modules=targets, **with_steps(config.type, options))
+            settings = kind(target_modules=targets, **options, **MORE.get(config.type, {}))
             tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[settings.peft_type](model, {DEFAULT: settings}, DEFAULT)
-            peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
+            if config.type != "ln_tuning":  # its copies of layers take inputs in the model's dtype (train_in_float32)
+                peft.tuners.tuners_utils.cast_adapter_dtype(model, DEFAULT)
         except FAILURES as error:
-            raise UserError(
-                f"PEFT cannot put {config.type} on this {type(model).__name__}: {first_line(error).rstrip('.!')}"
-                f"{divisors(kind, options, width)}"
-            ) from error
+            raise UserError(f"PEFT cannot put {config.type} on {type(model).__name__}: {first_line(error)}") from error
     for key, value in config.options.items():
         sign = re.compile(f"`{key}[`=]|Setting {key} to")  # that it ignores or changes the value, which names the run
         for warning in (str(one.message) for one in told):
@@ -118,13 +112,6 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     # A cast to another dtype makes AdaLoRA's numbers of ranks new parameters, which would train: they lack the prefix.
     names = [name for name, _ in trainable(model) if tuner.prefix in name and not is_head(model, name)]
     return train_only(model, names)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def tuner_config(name: str) -> type:
@@ -140,20 +127,6 @@ def tuner_config(name: str) -> type:
 def parameters(kind: type) -> dict[str, Any]:
     """The parameters of a config class that adapters state, with their defaults."""
     return {field.name: field.default for field in dataclasses.fields(kind) if field.init and field.name not in FIXED}
-
-
-def divisors(kind: type, options: Mapping[str, Any], width: int) -> str:
-    """The end of a message: the divisors of the width, if a size that is given, or PEFT's default, is none of them."""
-    values = parameters(kind) | {**options}
-    sizes = [values[key] for key in SIZES if isinstance(values.get(key), int)]
-    fitting = ", ".join(str(size) for size in range(1, width + 1) if width % size == 0)
-    return f"; the divisors of {width} are {fitting}" if any(size and width % size for size in sizes) else ""
-
-
-def with_steps(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, with the number of steps that AdaLoRA's config needs; a run sets its own (`lora.training.ranks`)."""
-    more = {"total_step": options.get("tinit", 0) + options.get("tfinal", 0) + 1} if kind == "adalora" else {}
-    return {**options, **more}
 
 
 def check(config: PeftConfig) -> type:
@@ -233,7 +206,7 @@ def resolved(model: nn.Module, config: PeftConfig) -> PeftConfig:
 
 def peft_settings(config: PeftConfig) -> dict[str, Any]:
     """The content of PEFT's `adapter_config.json` for a resolved config."""
-    options = with_steps(config.type, config.options)
+    options = config.options | MORE.get(config.type, {})
     options |= {key: ending_in(ends, config.targets) for key, ends in options.items() if key.endswith("_modules")}
     settings = tuner_config(config.type)(target_modules=list(config.targets), **options).to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
@@ -280,11 +253,11 @@ def refuse_merged(model: nn.Module, *_: Any) -> None:
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the method on a model, under the names of PEFT's files. Raises: UserError: If it is merged."""
     refuse_merged(model)
-    with quiet():
+    with warnings.catch_warnings(action="ignore"):
         return library().get_peft_model_state_dict(Shell(model.tuner))
 
 
 def set_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    with quiet():
+    with warnings.catch_warnings(action="ignore"):
         result = library().set_peft_model_state_dict(Shell(model.tuner), dict(tensors))
     assert not result.unexpected_keys, result.unexpected_keys

@@ -108,8 +108,7 @@ def train_in_float32(model: nn.Module) -> None:
 
     A layer with a trained parameter then computes in float32, between inputs and outputs in the model's dtype.
     """
-    parameters = list(model.parameters())
-    if all(one.requires_grad for one in parameters) and any(one.dtype in HALVES for one in parameters):
+    if all(parameter.requires_grad for parameter in model.parameters()) and model.dtype in HALVES:
         model.float()
     for module in model.modules():
         own = list(module.parameters(recurse=False))
@@ -165,11 +164,9 @@ def lasting(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with contextlib.ExitStack() as modes:
-            modes.enter_context(torch.inference_mode(False))
-            modes.enter_context(torch.no_grad())  # in this order: leaving inference mode turns autograd on
-            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-                modes.enter_context(torch.autocast(device, enabled=False))
+        on_gpu = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else contextlib.nullcontext()
+        # in this order: leaving inference mode turns autograd on
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False), on_gpu:
             return function(*args, **kwargs)
 
     return run

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = ["lora.training.loop", "lora.training.fused.encoder", "lora.methods.lowrank", "lora.methods.bottleneck"]
-TUNABLES = "GLIBC_TUNABLES"
-
-
-@contextlib.contextmanager
-def huge_pages() -> Iterator[None]:
-    """Huge pages for the heap of the workers, unless the user has set glibc up: it reads this when a process starts."""
-    stated = os.environ.get(TUNABLES)
-    os.environ[TUNABLES] = stated or "glibc.malloc.hugetlb=1"
-    try:
-        yield
-    finally:
-        if stated is None:
-            del os.environ[TUNABLES]
 
 
 class Worker:
@@ -52,7 +39,9 @@ class Worker:
         forkserver.set_forkserver_preload(LIBRARIES)
         with processes.blocked():
             resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
-        with contextlib.suppress(EOFError, ConnectionError), processes.blocked(), huge_pages():
+        # huge pages for the workers' heaps, unless the user has set glibc up: it reads this when a process starts
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+        with contextlib.suppress(EOFError, ConnectionError), processes.blocked():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker
 

@@ -159,7 +159,8 @@ class Watch:
 
     def look(self) -> None:
         """Print what has happened since the last look."""
-        for run_id in sorted(filter(self._written, self.waiting)):
+        # records that were written since this launch started; no clock is asked: a file system's may lag behind
+        for run_id in sorted(run_id for run_id in self.waiting if self._time(run_id) != self.before[run_id]):
             run = self.waiting.pop(run_id)
             self.done += 1
             try:
@@ -188,10 +189,6 @@ class Watch:
         left = [seconds_left(notes.get(run_id), ended(run) or self.earlier(run)) for run_id, run in waiting]
         time_left = "?" if None in left else duration(max(sum(left) / self.workers, *left, 0))
         return f"[{self.done:>3}/{self.total}] left {time_left}"
-
-    def _written(self, run_id: str) -> bool:
-        """Whether a record was written since this launch started. No clock is asked: a file system's may lag behind."""
-        return self._time(run_id) != self.before[run_id]
 
     def _time(self, run_id: str) -> int | None:
         path = record_path(self.results, run_id)

@@ -5,7 +5,7 @@ W&B can neither fail a run nor hold it up for longer than the two bounds below.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,15 @@ class Tracked:
         with harmless():
             self.copy = begin(config)
 
-    def __call__(self, progress: Any) -> None:
-        """Send new epochs (`lora.training.loop.Progress`)."""
-        self.send(progress.epochs)
-
-    def send(self, epochs: Sequence[dict[str, Any]]) -> None:
-        """Send new epochs. A resumed run sends the earlier ones again, so that each of its copies is complete."""
+    def __call__(self, run: Any) -> None:
+        """Send the epochs of a progress or a record that this copy lacks: of a resumed run, the earlier ones too."""
         with harmless():
-            for entry in epochs[self.sent :] if self.copy is not None else ():
+            for entry in run.epochs[self.sent :] if self.copy is not None else ():
                 shown = {key: entry[key] for key in ("epoch", "train_loss")}
                 for split, metrics in entry["metrics"].items():
                     shown |= {f"{split}/{key}": value for key, value in metrics.items()}
                 self.copy.log(shown, step=entry["step"])
-        self.sent = len(epochs)
+        self.sent = len(run.epochs)
 
     def end(self, record: RunRecord | None) -> None:
         """Send the remaining epochs and the outcome; no record if the run was interrupted."""
@@ -57,7 +53,7 @@ class Tracked:
         status = "interrupted" if record is None else record.status
         with harmless():
             if record is not None:
-                self.send(record.epochs)
+                self(record)
                 outcome: dict[str, Any] = {f"cost/{key}": value for key, value in (record.cost or {}).items()}
                 if selected := record.selected:
                     outcome |= {rule: selected[rule]["value"] for rule in ("best", "last")}

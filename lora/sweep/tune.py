@@ -1,7 +1,7 @@
 """`python -m lora tune profile=NAME task=A,B method=C,D`: choose each method's learning rate for the user's own runs.
 
 Every method gets a grid of the same size, on a seed that no table reports. The rate with the best mean of the best
-epochs on dev is taken. A tie wins nothing, and neither does a run that diverged or collapsed. If the best rate is at an
+epochs on dev is taken, the lowest on a tie. A run that diverged or collapsed wins nothing. If the best rate is at an
 edge of its grid, the output says so.
 
 The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and the next launch takes them.
@@ -34,7 +34,7 @@ LEAST_VALUES = 3  # with fewer, every value is at an edge
 def main(given: argparse.Namespace) -> None:
     """Train the missing runs of the grids, and write the rates. Exit codes: those of a sweep.
 
-    Raises: UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid is the best.
+    Raises: UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid has a score.
     """
     arguments = given.overrides
     profile, asked, experiments = read_request(chosen_option("profile", arguments), arguments)
@@ -125,16 +125,18 @@ def scores(runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Pat
 
 
 def best_rate(tried: Mapping[float, float | None]) -> tuple[float | None, str]:
-    """The rate with the highest score, None if several share it or no rate has a score; and the scores in words."""
-    best = max((score for score in tried.values() if score is not None), default=None)
-    rates = [rate for rate, score in tried.items() if score == best]
-    texts = ", ".join(f"{rate:g} {'-' if score is None else f'{100 * score:.1f}'}" for rate, score in tried.items())
-    if best is None:
+    """The rate with the highest score, the lowest on a tie, None if no rate has a score; and the scores in words.
+
+    Args:
+        tried: In ascending order.
+    """
+    known = {rate: score for rate, score in tried.items() if score is not None}
+    texts = ", ".join(f"{rate:g} {f'{100 * known[rate]:.1f}' if rate in known else '-'}" for rate in tried)
+    if not known:
         return None, f"{texts}; no rate: all runs diverged or collapsed; try other rates with train.lr=A,B,C"
-    if len(rates) > 1:
-        return None, f"{texts}; no rate: the best ones tie; more seeds decide, such as seed=0,100,101"
-    edge = {min(tried): "lowest", max(tried): "highest"}.get(rates[0])  # of all, diverged ones included
-    return rates[0], f"{texts}; takes {rates[0]:g}{f', the {edge}: train.lr=A,B,C looks further' if edge else ''}"
+    best = max(known, key=lambda rate: known[rate])
+    edge = {min(tried): "lowest", max(tried): "highest"}.get(best)  # of all, diverged ones included
+    return best, f"{texts}; takes {best:g}{f', the {edge}: train.lr=A,B,C looks further' if edge else ''}"
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -46,9 +46,8 @@ def ensure_record(run: PlannedRun, mistakes_fail: bool) -> RunRecord:
     config, runtime = run.config, run.config.runtime
     record = usable_record(config)
     if not mistakes_fail:  # the launcher of a sweep has already checked
-        beside = load_records(runtime.results)[0]
-        todo = {config.run_id} if record is None else ()
-        verify_inputs([run], beside, todo)  # before loading torch, which takes seconds
+        records, _ = load_records(runtime.results)
+        verify_inputs([run], records, {config.run_id} if record is None else ())  # before loading torch
     if record is not None:
         if not mistakes_fail and rank() == 0:
             clean_up(runtime.results, runtime.outputs, config.run_id)
@@ -235,13 +234,10 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     asked: dict[tuple[str, int | None], RunConfig] = {}
     rows: dict[tuple[str, int | None], str] = {}
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
-    known, seen = {run.run_id for run in runs}, set()
+    known = {run.run_id for run in runs}
     for run in sorted(runs, key=lambda run: run.run_id not in todo):
         config, model = run.config, run.config.model
         part = (config.task, config.data.train_rows)
-        if (*part, model.name) in seen:
-            continue
-        seen.add((*part, model.name))
         asked.setdefault(part, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
             rows[part] = fingerprint(run)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lora.config.run import RunConfig
 from lora.errors import UserError, first_line
@@ -100,9 +101,9 @@ class Checkpointer:
         self.step.optimizer.load_state_dict(saved["optimizer"])
         self.step.schedule.load_state_dict(schedule)
         if self.step.ranks is not None:
-            self.step.ranks.load_state_dict(saved["ranks"])
+            self.step.ranks.load_state_dict(tree_map_only(Tensor, lambda t: t.to(process.device), saved["ranks"]))
         for name, parameter in parameters.items():
-            parameter.copy_(saved["parameters"][name])
+            parameter.copy_(saved["parameters"][name]).requires_grad_(name in saved["trained"])
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], process.device)
@@ -141,6 +142,7 @@ class Checkpointer:
             "made_from": self.made_from,
             "state": vars(state) | {"losses": torch.stack(state.losses), "earlier_seconds": seconds},
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
+            "trained": [name for name, parameter in self.parameters.items() if parameter.requires_grad],
             "optimizer": self.step.optimizer.state_dict(),
             "schedule": self.step.schedule.state_dict(),
             "ranks": self.step.ranks and self.step.ranks.state_dict(),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from lora.config.auto import BF16_CAPABILITY
+from lora.config.auto import BF16_CAPABILITY, check_device
 from lora.config.run import RunConfig
 from lora.errors import UserError, first_line
 from lora.records.provenance import cpu_kind
@@ -71,8 +71,7 @@ def start_process(config: RunConfig) -> Process:
     Raises: UserError: If the device, the precision or another process is not available.
     """
     count, train = world_size(), config.train
-    if config.runtime.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("runtime.device is cuda, but torch sees no CUDA device here; use auto or cpu")
+    check_device(config)
     gpu = torch.cuda.is_available() and config.runtime.device != "cpu" and train.kernels != "fused"
     check_precision(train.precision, gpu)
     if gpu and local_rank() >= torch.cuda.device_count():
@@ -95,9 +94,7 @@ def start_process(config: RunConfig) -> Process:
 
 
 def check_precision(precision: str, gpu: bool, setting: str = "train.precision") -> None:
-    """
-    Raises: UserError: If the precision is bf16 and the device lacks it.
-    """
+    """Raises: UserError: If the precision is bf16 and the device lacks it."""
     if precision == "bf16" and not has_bf16(gpu):
         raise UserError(f"{setting} is bf16, but this {'GPU' if gpu else 'CPU'} has none; use fp32")
 

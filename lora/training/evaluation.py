@@ -49,7 +49,8 @@ def predict(
         if task.labels:
             scores, losses = logits.argmax(-1), F.cross_entropy(logits, labels, reduction="none")
         else:
-            scores = task.to_scores(logits.squeeze(-1).to(getattr(torch, task.score_type)))
+            shift, factor = task.target_scale
+            scores = logits.squeeze(-1).to(getattr(torch, task.score_type)) * factor + shift
             losses = (scores - labels).square()
         chunks.append((rows, scores.cpu().numpy(), losses.cpu().numpy(), bool(logits.isfinite().all())))
         between()
@@ -85,7 +86,6 @@ def selecting_split(task: Task, selection: str) -> str:
 def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
     """Choose `best`, the first epoch with the highest headline metric (the last if it is never defined), and `last`."""
     split = selecting_split(task, selection)
-
     scores = [{"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]} for entry in epochs]
     defined = [score for score in scores if score["value"] is not None]
     best = max(defined, key=lambda score: score["value"], default=scores[-1])

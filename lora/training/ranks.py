@@ -51,11 +51,8 @@ class Ranks:
         return {"pattern": self.pattern} | {name: getattr(self.tuner.rankallocator, name) for name in AVERAGES}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.pattern = state["pattern"]
-        parameters = dict(self.model.named_parameters())  # whose devices the averages follow
-        for kind in AVERAGES:
-            averages = {name: average.to(parameters[name].device) for name, average in state[kind].items()}
-            setattr(self.tuner.rankallocator, kind, averages)
+        self.pattern = state.pop("pattern")
+        vars(self.tuner.rankallocator).update(state)
 
 
 class Subspaces:
@@ -66,7 +63,6 @@ class Subspaces:
 
     def __init__(self, model: nn.Module, steps: int):
         self.update, self.layers = model.tuner.update_and_allocate, list(layers_of(model).values())
-        self.parameters = [p for layer in self.layers for p in (*layer.adamss_A[DEFAULT], *layer.adamss_B[DEFAULT])]
         config, total = model.tuner.peft_config[DEFAULT], sum(layer.num_subspaces[DEFAULT] for layer in self.layers)
         first, last, interval = config.init_warmup, config.final_warmup, config.mask_interval
         if min(last, steps) // interval * interval < max(first, 1) or config.asa_target_subspaces >= total:
@@ -76,17 +72,12 @@ class Subspaces:
                 f"{config.asa_target_subspaces} in a run of {steps} steps"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        averages = [[getattr(layer, name)[DEFAULT] for name in SUBSPACES] for layer in self.layers]
-        return {"trained": [p.requires_grad for p in self.parameters], "averages": averages}
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [{name: getattr(layer, name) for name in SUBSPACES} for layer in self.layers]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for parameter, trained in zip(self.parameters, state["trained"], strict=True):
-            parameter.requires_grad_(trained)
-        device = self.parameters[0].device
-        for layer, averages in zip(self.layers, state["averages"], strict=True):
-            for name, tensors in zip(SUBSPACES, averages, strict=True):
-                getattr(layer, name)[DEFAULT] = [tensor if tensor is None else tensor.to(device) for tensor in tensors]
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        for layer, averages in zip(self.layers, state, strict=True):
+            vars(layer).update(averages)
 
 
 def allocator(model: nn.Module, steps: int) -> Ranks | Subspaces | None:

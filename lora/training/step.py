@@ -68,7 +68,8 @@ class Step:
         if self.task.labels:
             loss = F.cross_entropy(logits, labels, reduction="sum")
         else:
-            loss = F.mse_loss(logits.squeeze(-1), self.task.to_targets(labels).float(), reduction="sum")
+            shift, factor = self.task.target_scale
+            loss = F.mse_loss(logits.squeeze(-1), ((labels - shift) / factor).float(), reduction="sum")
         loss = loss * micro.weight / examples
         if isinstance(self.ranks, Ranks):
             loss = loss + self.ranks.penalty() * micro.weight * len(micro.rows) / examples
