@@ -111,13 +111,11 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
             "latency": latencies(read_summaries(gathered.efficiency).values(), pd.read_csv(TABLE_1)),
         }
         figures = {key: figure for key, figure in more.items() if figure is not None}
-    for section in sections_of(gathered, curves, analyses.examples):
+    for section in sections_of(gathered, curves, analyses):
         tables += SHOWN[section.experiment](section)
         cells.append(section.summary.assign(experiment=section.experiment))
         if section.kind == "own" and section.experiment in MAIN:
-            lines += answers(
-                section.pairs, analyses.examples, dict(zip(frame["run_id"], frame["rate_from"], strict=True))
-            )
+            lines += answers(section.pairs, analyses, frame.set_index("run_id")["rate_from"].to_dict())
     by_task = LAYERS in set(gathered.runs["experiment"])
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
