@@ -19,7 +19,7 @@ from lora.report.comparisons import answers, learning_rate_table, reference_tabl
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
-from lora.report.runs import LAYERS, MAIN, with_unselected
+from lora.report.runs import LAYERS, MAIN, with_others_epoch
 from lora.table import Table
 
 TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
@@ -101,7 +101,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     cells = [pd.DataFrame()]
     if not gathered.is_own:
         measured = gathered.tried, gathered.efficiency, analyses, ok
-        judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
+        judged = judge(read_claims(), with_others_epoch(gathered.runs, curves), frame, *measured)
         named = {line["profile"] for line in read_lines() if "profile" in line} if name == FOUND else ()
         found = headlines(judged, {one: build(f"{REFERENCE}/{one}", (), results).verdicts for one in named})
         notes = tuple(encoder_notes(frame["model"]))
