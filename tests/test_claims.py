@@ -338,7 +338,7 @@ def scored(planned, add):
     ]
     frame = pd.DataFrame(rows, columns=FRAME_COLUMNS)
     runs = labelled(runs_of(runs, frame), start=False)
-    return runs.assign(unselected=runs["best"], others_epoch=runs["best"]), frame, runs[:0]
+    return runs.assign(others_epoch=runs["best"]), frame, runs[:0]
 
 
 def spread(p):

@@ -18,7 +18,7 @@ from lora.config.compose import compose_run
 from lora.config.labels import labels
 from lora.config.plan import add_to_plan
 from lora.config.rates import Rate, write_rates
-from lora.records.analysis import compared
+from lora.records.analysis import Analyses, compared
 from lora.records.record import write_record
 from lora.report.build import build
 from lora.report.comparisons import answers, pairs_table, rates_table
@@ -76,7 +76,7 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
         "B": pd.DataFrame({**rows, "run_id": ["d", "e", "f"], "best": 0.5 + values / 100}),
     }
     pairs = all_pairs(groups).assign(model="minilm")
-    (line,) = answers(pairs, {}, {})
+    (line,) = answers(pairs, Analyses(), {})
     mean, std = values.mean(), values.std(ddof=1)
 
     def power(n):
@@ -100,7 +100,7 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
         (same[1:], -1.0, "-", "higher"),
     ):
         ends = {"examples_low": low, "examples_high": 12.0, "both_low": low, "both_high": 12.0}
-        found = {compared(runs, "best"): ends}
+        found = Analyses({compared(runs, "best"): ends})
         assert pairs_table(pairs, found)["... over both"].tolist() == [shown]
         (line,) = answers(pairs, found, {})
         assert line.endswith(f"n = 5: {word}")
@@ -122,7 +122,7 @@ def test_a_tuned_method_is_not_judged_against_an_untuned_one():
         ("conf", "tuned", "not judged, because B alone has tuned learning rates"),
     ):
         origins = dict.fromkeys(groups["A"]["run_id"], of_a) | dict.fromkeys(groups["B"]["run_id"], of_b)
-        (line,) = answers(pairs, {}, origins)
+        (line,) = answers(pairs, Analyses(), origins)
         assert line.endswith(f"n = 5: {word}")
 
 

@@ -20,6 +20,7 @@ from lora.config.plan import read_plan, run_of
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
+from lora.records.analysis import Analyses
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
 from lora.report.catalogue import ROWS, SHOWN, sections_of
@@ -186,7 +187,7 @@ def test_tasks_of_different_kinds_are_in_tables_of_their_own(tmp_path):
     frame = load_frame([*whole, dataclasses.replace(part[0], provenance={**part[0].provenance, "data": data})])
     planned = runs_of([*plan([1], task="mrpc"), *plan([1], task="sst2")], frame)
     gathered = dataclasses.replace(gather("mini", (), tmp_path), runs=planned)
-    sections = sections_of(gathered, load_curves([*whole, *part]), {})
+    sections = sections_of(gathered, load_curves([*whole, *part]), Analyses())
     made = {table.name: table for section in sections for table in SHOWN[section.experiment](section)}
     assert "SST-2 (acc.)" not in made["table2"].cells and "MRPC (acc.)" not in made["table2_part"].cells
     assert "a part of the official train rows" in made["table2_part"].markdown()
@@ -199,7 +200,7 @@ def test_a_table_without_a_column_for_it_is_of_one_protocol_and_encoder(key, oth
     mixed = runs_of([*planned, {**planned[0], "run_id": "other-00000000", key: other}], load_frame(runs({1: 0.7})))
     gathered = dataclasses.replace(gather("mini", (), tmp_path), runs=mixed)
     with pytest.raises(UserError, match=rf"lora_ranks would mix the {key}s"):
-        list(sections_of(gathered, load_curves([]), {}))
+        list(sections_of(gathered, load_curves([]), Analyses()))
 
 
 FULL = ["experiment=glue_table2,lora_targets,lora_ranks,mnli_start", "task=rte,stsb", "seed=1,2,3,4,5"]

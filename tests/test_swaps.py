@@ -15,7 +15,7 @@ from lora.models.load import load_encoder
 from lora.records.analysis import SUBTRACTION, SWAP, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.analyses import swaps
-from lora.report.analyses.swaps import SWAPS, analyse, dev_rows, same_bits, subtraction
+from lora.report.analyses.swaps import SWAPS, analyse, same_bits, subtraction
 from lora.report.build import build
 from lora.sweep.request import select_runs
 
@@ -25,7 +25,7 @@ gather = swaps.gather
 
 @pytest.fixture
 def trained(tiny_config):
-    """Two adapters with different targets and ranks by encoder and run_id, and the records by run_id."""
+    """Two adapters with different targets and ranks, with their configurations, and the records, by run_id."""
     found, made_from = {}, {}
     for given in (("method.targets=[q,v]", "method.rank=2"), ("method.targets=[k]", "method.rank=4")):
         config = tiny_config("method=lora", *given, "runtime.save_adapter=true")
@@ -33,13 +33,13 @@ def trained(tiny_config):
         write_folder(adapter_path(config.runtime.outputs, config.run_id).parent, files)
         found[config.run_id] = planned(config), recorded_adapter(record, config.runtime.outputs)
         made_from[config.run_id] = record
-    return {"tiny": found}, made_from
+    return found, made_from
 
 
 def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
     adapters, records = trained
-    cases, used = analyse(adapters, CYCLES)
-    assert used == set(records)
+    cases = analyse(adapters, CYCLES)
+    assert all(case["runs"] == sorted(records) for case in cases)
     assert [(case["trials"], case["failures"]) for case in cases] == [(CYCLES, 0)] * 3
     assert [case["label"].rpartition(" ")[2] for case in cases] == ["fp32", "bf16", "fp16"]
     (tmp_path / SWAP).write_bytes(analysis_json({run_id: record.adapter for run_id, record in records.items()}, cases))
@@ -49,8 +49,8 @@ def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
 
 def test_what_subtraction_leaves_is_that_of_numpys_sums(trained):
     """In fp32, added and subtracted again by NumPy. The two adapters are on different matrices."""
-    (of_first, first), (_, second) = trained[0]["tiny"].values()
-    cases = subtraction(of_first, [first, second], *dev_rows(of_first))
+    (of_first, first), (_, second) = trained[0].values()
+    cases = subtraction(trained[0])
     assert [(case["label"], case["swaps"]) for case in cases] == [*itertools.product(("fp32", "bf16", "fp16"), SWAPS)]
     model = load_encoder(of_first.config.model, of_first.task, of_first.seed).model
     update = {name: first.scale(name) * (b.float() @ a.float()).numpy() for name, (a, b) in first.pairs().items()}
@@ -87,8 +87,7 @@ def test_a_swap_that_adds_and_subtracts_is_seen_to_drift(trained, monkeypatch):
 
     monkeypatch.setattr(swaps, "swap", add)
     monkeypatch.setattr(swaps, "unmerge", subtract)
-    cases, _ = analyse(trained[0], CYCLES)
-    assert all(case["failures"] >= CYCLES - 1 for case in cases)
+    assert all(case["failures"] >= CYCLES - 1 for case in analyse(trained[0], CYCLES))
 
 
 def test_bits_are_compared_not_values():

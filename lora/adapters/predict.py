@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from torch import nn
 from tqdm import tqdm
 
 from lora.adapters.adapter import Adapter, Origin
@@ -28,7 +29,7 @@ from lora.adapters.merge import load_adapter, swap
 from lora.checks import build
 from lora.config.encoder_files import longest_input
 from lora.config.run import ModelConfig
-from lora.data.batching import collate, encode, evaluation_batches, to_device
+from lora.data.batching import Encoded, collate, encode, evaluation_batches, to_device
 from lora.data.own_task import check_words
 from lora.data.read import as_dataset, read
 from lora.data.tables import Table, is_empty, read_table
@@ -97,7 +98,6 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
         raise UserError(f"the adapter has {outputs} outputs, and {task.name} needs {labels}")
 
 
-@torch.no_grad()
 def predict(
     encoder: Encoder, rows: datasets.Dataset, task: Task, max_length: int | None, batch: int, device: torch.device
 ) -> np.ndarray:
@@ -107,10 +107,16 @@ def predict(
     if cut := encoded.truncated:
         what = f"{len(cut)} of {len(rows)} rows are longer than {encoded.max_length} tokens and are cut"
         print(f"{what}: {listed(rows['idx'][row] + 1 for row in cut)}", file=sys.stderr)
-    logits = np.empty((len(rows), model.config.num_labels), np.float32)
-    with tqdm(total=len(rows), unit="row", disable=None) as bar:
-        for places in evaluation_batches(encoded.lengths, batch):
-            inputs = to_device(collate(encoded, places, encoder.tokenizer.pad_token_id), device)
+    return logits_of(model, encoded, encoder.tokenizer.pad_token_id, batch, device)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, rows: Encoded, pad_token_id: int, batch: int, device: torch.device) -> np.ndarray:
+    """The float32 logits of a model, (rows, labels)."""
+    logits = np.empty((len(rows.lengths), model.config.num_labels), np.float32)
+    with tqdm(total=len(logits), unit="row", disable=None) as bar:
+        for places in evaluation_batches(rows.lengths, batch):
+            inputs = to_device(collate(rows, places, pad_token_id), device)
             logits[places] = model(**inputs).logits.float().cpu().numpy()
             bar.update(len(places))
     return logits

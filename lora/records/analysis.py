@@ -4,10 +4,11 @@ Tables and figures are rebuilt from these files, without GLUE or the adapters.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora.errors import UserError
 from lora.files import read_object
@@ -41,6 +42,15 @@ class Analyses:
     subtraction: tuple[Mapping[str, Any], ...] = ()
     checks: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+    def over_rows(
+        self, runs: Iterable[Sequence[str]], score: str, sampled: Literal["examples", "both"] = "both"
+    ) -> tuple[float, float]:
+        """The ends of a comparison's interval for other dev rows, with `both` for other seeds too; NaN if it was not
+        computed. `runs`, `score`: as of `compared`."""
+        entry = self.examples.get(compared(runs, score), {})
+        low, high = (entry.get(f"{sampled}_{end}") for end in ("low", "high"))
+        return (math.nan, math.nan) if low is None else (low, high)
 
 
 def compared(pairs: Iterable[Sequence[str]], score: str) -> Compared:

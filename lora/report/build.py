@@ -19,7 +19,7 @@ from lora.report.comparisons import answers, learning_rate_table, reference_tabl
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
-from lora.report.runs import LAYERS, MAIN, with_unselected
+from lora.report.runs import LAYERS, MAIN, with_others_epoch
 from lora.table import Table
 
 TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
@@ -101,7 +101,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     cells = [pd.DataFrame()]
     if not gathered.is_own:
         measured = gathered.tried, gathered.efficiency, analyses, ok
-        judged = judge(read_claims(), with_unselected(gathered.runs, curves), frame, *measured)
+        judged = judge(read_claims(), with_others_epoch(gathered.runs, curves), frame, *measured)
         named = {line["profile"] for line in read_lines() if "profile" in line} if name == FOUND else ()
         found = headlines(judged, {one: build(f"{REFERENCE}/{one}", (), results).verdicts for one in named})
         notes = tuple(encoder_notes(frame["model"]))
@@ -111,13 +111,11 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
             "latency": latencies(read_summaries(gathered.efficiency).values(), pd.read_csv(TABLE_1)),
         }
         figures = {key: figure for key, figure in more.items() if figure is not None}
-    for section in sections_of(gathered, curves, analyses.examples):
+    for section in sections_of(gathered, curves, analyses):
         tables += SHOWN[section.experiment](section)
         cells.append(section.summary.assign(experiment=section.experiment))
         if section.kind == "own" and section.experiment in MAIN:
-            lines += answers(
-                section.pairs, analyses.examples, dict(zip(frame["run_id"], frame["rate_from"], strict=True))
-            )
+            lines += answers(section.pairs, analyses, frame.set_index("run_id")["rate_from"].to_dict())
     by_task = LAYERS in set(gathered.runs["experiment"])
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))

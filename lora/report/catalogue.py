@@ -5,7 +5,7 @@ To show a new experiment, add a function to `SHOWN`.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ from lora.config.plan import ADHOC, OWN_TASK
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
-from lora.records.analysis import Compared
+from lora.records.analysis import Analyses
 from lora.report.comparisons import (
     change_table,
     method_pairs,
@@ -49,20 +49,18 @@ ROWS = PAPER / "glue_table2" / "rows.csv"
 # text columns, which come first
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen", "Head's rate")
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
-Examples = Mapping[Compared, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """The runs of one experiment whose train rows are of one of `KINDS`, with the `curves` of all records and the
-    `examples` of `lora.records.analysis.Analyses`."""
+    """The runs of one experiment whose train rows are of one of `KINDS`, with the curves of all records."""
 
     gathered: Gathered
     experiment: str
     kind: str
     runs: pd.DataFrame
     curves: pd.DataFrame
-    examples: Examples
+    analyses: Analyses
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -88,6 +86,11 @@ class Section:
         """What the numbers of a table of cells are, and notes on its encoders."""
         return [caption(self.summary), *encoder_notes(self.runs["model"], self.kind)]
 
+    @property
+    def of_gpt3(self) -> list[str]:
+        """The note on the paper's cells in Tables 5 and 6."""
+        return [] if self.paper is None else [note("gpt3")]
+
     def table(
         self, file: str, title: str, cells: pd.DataFrame, notes: Sequence[str], **figures: Figure | None
     ) -> Table:
@@ -111,7 +114,7 @@ def methods(section: Section) -> list[Table]:
     is_own = section.kind == "own"
     if len(pairs):
         last = note("pairs_own" if is_own else "verdicts").replace("COMMAND", gathered.command("analyse intervals"))
-        title, cells = "Every method against every other, in pairs of one seed", pairs_table(pairs, section.examples)
+        title, cells = "Every method against every other, in pairs of one seed", pairs_table(pairs, section.analyses)
         made.append(section.table("pairs", title, cells, [note("pairs"), last], forest=forest(pairs)))
     if is_own:
         cells = rates_table(section.runs, gathered.rates)
@@ -119,33 +122,33 @@ def methods(section: Section) -> list[Table]:
     return made
 
 
-def of_lora(
-    table: tuple[str, str, Callable[[Section], pd.DataFrame]],
-    figure: tuple[str, str, Callable[[str, int], tuple[str, int]], float],
-    section: Section,
-) -> list[Table]:
-    """Table 5 or 6 (file, title, layout), and its rows' differences from one of them (the figure's name and title, what
-    a target set and rank are compared with, the claim's bound)."""
-    (file, title, layout), (name, heading, base, bound) = table, figure
-    cells = layout(section)
-    drawn = differences(heading, section.summary, section.pairs, section.paper, base, bound)
-    with_ffn = section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any()
-    keys = [*(["ffn"] if with_ffn else []), *(["doubling"] if "Per doubling" in cells else [])]
-    keys += ["gpt3"] if section.paper is not None else []
-    notes = [*section.notes, *map(note, keys)]
-    return [section.table(file, title, cells, notes, **{name: drawn})]
+def targets(section: Section) -> list[Table]:
+    about = "Table 5: each set minus Wq, Wv (r = 4)"
+    drawn = differences(about, section.summary, section.pairs, section.paper, lambda *_: ("Wq, Wv", 4), bound=0.0)
+    ffn = [note("ffn")] if section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any() else []
+    title, notes = "Table 5: which projections to adapt, at one number of parameters", [*section.notes, *ffn]
+    cells = table5(section.summary, section.paper)
+    return [section.table("table5", title, cells, [*notes, *section.of_gpt3], targets=drawn)]
+
+
+def ranks(section: Section) -> list[Table]:
+    about = "Table 6: each rank minus r = 64"
+    drawn = differences(about, section.summary, section.pairs, section.paper, lambda name, _: (name, 64), bound=-1.0)
+    title, notes = "Table 6: how large the rank must be", [*section.notes, note("doubling")]
+    cells = table6(section.runs, section.summary, section.paper)
+    return [section.table("table6", title, cells, [*notes, *section.of_gpt3], ranks=drawn)]
 
 
 def successors(section: Section) -> list[Table]:
     """Each method minus LoRA, here and in later papers."""
-    differences = minus(section.runs, slug_label("lora-qv-r8"))
-    cells = successors_table(section.runs, section.summary, differences, section.paper)
+    from_lora = minus(section.runs, slug_label("lora-qv-r8"))
+    cells = successors_table(section.runs, section.summary, from_lora, section.paper)
     title, notes = "LoRA's successors, each at a learning rate of its own", [*section.notes, note(SUCCESSORS)]
-    return [section.table(SUCCESSORS, title, cells, notes, successors=beside_lora(section.runs, differences))]
+    return [section.table(SUCCESSORS, title, cells, notes, successors=beside_lora(section.runs, from_lora))]
 
 
 def layers(section: Section) -> list[Table]:
-    cells, drawn = (make(section.runs, section.examples) for make in (layers_table, layers_figure))
+    cells, drawn = (make(section.runs, section.analyses) for make in (layers_table, layers_figure))
     curves = learning_curves(section.runs, section.curves)
     title, notes = "Which layers to adapt, each arm at its own rate on each task", [note(LAYERS), *section.notes[1:]]
     return [section.table(LAYERS, title, cells, notes, layers=drawn, layers_curves=curves)]
@@ -183,20 +186,8 @@ SHOWN: dict[str, Callable[[Section], list[Table]]] = {  # in the report's order
     ADHOC: methods,
     LAYERS: layers,
     HEAD_RATE: head_rates,
-    "lora_targets": partial(
-        of_lora,
-        (
-            "table5",
-            "Table 5: which projections to adapt, at one number of parameters",
-            lambda of: table5(of.summary, of.paper),
-        ),
-        ("targets", "Table 5: each set minus Wq, Wv (r = 4)", lambda *_: ("Wq, Wv", 4), 0.0),
-    ),
-    "lora_ranks": partial(
-        of_lora,
-        ("table6", "Table 6: how large the rank must be", lambda of: table6(of.runs, of.summary, of.paper)),
-        ("ranks", "Table 6: each rank minus r = 64", lambda targets, _: (targets, 64), -1.0),
-    ),
+    "lora_targets": targets,
+    "lora_ranks": ranks,
     SUCCESSORS: successors,
     "mnli_start": starts,
     "length": lengths,
@@ -204,7 +195,7 @@ SHOWN: dict[str, Callable[[Section], list[Table]]] = {  # in the report's order
 }
 
 
-def sections_of(gathered: Gathered, curves: pd.DataFrame, examples: Examples) -> Iterator[Section]:
+def sections_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) -> Iterator[Section]:
     """The sections in reading order.
 
     Raises: UserError: If a table without columns for encoder and protocol would hold several.
@@ -215,7 +206,7 @@ def sections_of(gathered: Gathered, curves: pd.DataFrame, examples: Examples) ->
                 mixed = f"the table of {experiment} would mix the {key}s {', '.join(values)}"
                 raise UserError(f"{mixed}: name one ({key}={min(values)})")
         for kind, of_kind in sorted(every.groupby("kind"), key=lambda group: KINDS.index(group[0])):
-            yield Section(gathered, experiment, kind, of_kind, curves, examples)
+            yield Section(gathered, experiment, kind, of_kind, curves, analyses)
 
 
 FIGURES = {  # name -> the kind of its cases, its title and its note

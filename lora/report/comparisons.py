@@ -3,15 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lora.config.plan import LEARNING_RATE, read_plan
 from lora.config.rates import Rate
 from lora.errors import UserError
-from lora.records.analysis import Compared, compared
+from lora.records.analysis import Analyses
 from lora.records.record import load_frame, load_records
 from lora.report.figures import by_rate
 from lora.report.gather import OF_MACHINES, Gathered
@@ -20,7 +18,6 @@ from lora.report.runs import (
     CELL,
     OWN,
     facts_of,
-    in_order,
     labelled,
     slug_label,
     summarise,
@@ -34,14 +31,14 @@ from lora.report.stats import (
     ENOUGH_SEEDS,
     LEVEL,
     ON_ROWS,
-    Interval,
     all_pairs,
+    ends_text,
     holm,
+    interval_of,
     mean_interval,
     needed_text,
-    paired_differences,
 )
-from lora.report.tables import cell_text, collapsed_text, number, seeds_text, trainable_text
+from lora.report.tables import cell_text, collapsed_text, number, rates_text, seeds_text, trainable_text
 from lora.table import Table
 
 REPEATED = "repeated"  # the folder of runs trained again, below that of the records
@@ -54,39 +51,33 @@ def groups_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
     """`lora.report.stats.all_pairs` on each encoder, with the columns model, place (the label of the task, or Avg.) and
-    p_holm, corrected over all of them.
-    A user's own tasks are not averaged: their metrics may be unlike."""
+    p_holm, corrected over all of them. A user's own tasks are not averaged: their metrics may be unlike."""
     found = [all_pairs(groups_of(group)).assign(model=model) for model, group in runs.groupby("model", sort=False)]
-    table, places = pd.concat(found), task_labels(runs) | {"Avg.": "Avg."}
+    table = with_place(pd.concat(found, ignore_index=True), runs)
     if runs["kind"].eq("own").any():
         table = table[table["task"] != "Avg."]
-    pair = table.groupby(["model", "one", "other"], sort=False).ngroup()
-    table = table.iloc[np.lexsort((table["task"].map([*places].index), pair))]
-    return table.assign(place=table["task"].map(places), p_holm=holm(table["p"].tolist())).reset_index(drop=True)
+    return table.assign(p_holm=holm(table["p"].tolist()))
 
 
-def pairs_table(pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]]) -> pd.DataFrame:
-    """`method_pairs` as a table. `examples`: those of `lora.records.analysis.Analyses`."""
+def with_place(pairs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    return pairs.assign(place=pairs["task"].map(task_labels(runs) | {"Avg.": "Avg."}))
 
-    def interval(low: float | None, high: float | None) -> str:
-        return "-" if pd.isna(low) or pd.isna(high) else f"{low:+.1f} to {high:+.1f}"
 
+def pairs_table(pairs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
+    """`method_pairs` as a table."""
     lines = []
     for row in pairs.itertuples():
-        found = examples.get(compared(row.runs, "best"), {})
         line = {"Model": row.model} if pairs["model"].nunique() > 1 else {}
         line |= {"Method": row.one, "Minus": row.other}
         line |= {"Task": row.place, "n": str(row.n)}
-        line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": interval(row.low, row.high)}
-        for source in ("examples", "both"):
-            line[f"... over {source}"] = interval(*(found.get(f"{source}_{end}") for end in ("low", "high")))
+        line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": ends_text(row.low, row.high)}
+        for sampled in ("examples", "both"):
+            line[f"... over {sampled}"] = ends_text(*analyses.over_rows(row.runs, "best", sampled))
         lines.append(line | {"p": number(row.p, ".2g"), "p (Holm)": number(row.p_holm, ".2g")})
     return pd.DataFrame(lines)
 
 
-def answers(
-    pairs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]], origins: Mapping[str, str | None]
-) -> list[str]:
+def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str | None]) -> list[str]:
     """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: undecided; ...`, a line per pair and
     task.
 
@@ -94,57 +85,50 @@ def answers(
     `ENOUGH_SEEDS` pairs, as for the paper's claims; `on these dev rows` if the interval for other rows includes 0. A
     tuned method is not judged against an untuned one. `origins`: run_id -> `rate_from`.
     """
+    tuned = {run_id: origin == "tuned" for run_id, origin in origins.items() if origin in ("tuned", "conf", "default")}
     lines = []
     for row in pairs.dropna(subset=["mean"]).itertuples():
-        tuned = [
-            {origins.get(run_id) for run_id in side} & {"tuned", "conf", "default"}
-            for side in zip(*row.runs, strict=True)
-        ]
-        if "tuned" in set.union(*tuned) and all(tuned) and tuned[0] != tuned[1]:
-            better = row.one if tuned[0] == {"tuned"} else row.other
+        one, other = ({tuned[run_id] for run_id in side if run_id in tuned} for side in zip(*row.runs, strict=True))
+        if one and other and one != other:
+            better = row.one if one == {True} else row.other
             word = f"not judged, because {better} alone has tuned learning rates"
         elif row.n >= ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
-            word = "higher" if row.low > 0 else "lower"
-            rows = examples.get(compared(row.runs, "best"))
-            if rows is not None and rows["both_low"] <= 0 <= rows["both_high"]:
-                word += ON_ROWS
+            low, high = analyses.over_rows(row.runs, "best")
+            word = ("higher" if row.low > 0 else "lower") + ON_ROWS * (low <= 0 <= high)
         else:
             few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
             word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"
         about = f", {row.model}" if pairs["model"].nunique() > 1 else ""
-        value = Interval(row.mean, row.low, row.high, row.n).text
-        lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}, n = {row.n}: {word}")
+        value = f"{interval_of(row).text}, n = {row.n}"
+        lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}: {word}")
     return lines
 
 
-def minus(runs: pd.DataFrame, base: str) -> dict[tuple[str, str], Interval]:
-    """(label, task) -> the difference of a method from the one of label `base`, over pairs of one seed."""
-    found, groups = {}, groups_of(runs)
-    for label, group in groups.items():
-        if base in groups and label != base:
-            pairs = paired_differences(group, groups[base])
-            for task in in_order(group):
-                found[label, task] = mean_interval(pairs.loc[pairs["task"] == task, "difference"].to_numpy(float))
-    return found
+def minus(runs: pd.DataFrame, base: str, score: str = "best") -> pd.DataFrame:
+    """Each method minus the one of label `base`, per task: rows of `lora.report.stats.all_pairs`."""
+    groups = sorted(groups_of(runs).items(), key=lambda group: group[0] != base)  # the base first
+    pairs = with_place(all_pairs(dict(groups), score), runs)
+    return pairs[pairs["other"].eq(base) & pairs["task"].ne("Avg.")]
 
 
 def successors_table(
-    runs: pd.DataFrame,
-    summary: pd.DataFrame,
-    differences: Mapping[tuple[str, str], Interval],
-    paper: pd.DataFrame | None,
+    runs: pd.DataFrame, summary: pd.DataFrame, from_lora: pd.DataFrame, paper: pd.DataFrame | None
 ) -> pd.DataFrame:
     """One line per method: its rate, and per task its cell, its difference from LoRA, and those that papers print.
-    `paper`: the cells that papers print of the methods and of LoRA."""
-    rates, tasks, lines = runs.groupby("label")["lr"].unique(), task_labels(runs), []
+
+    Args:
+        from_lora: `minus` of the runs.
+        paper: The cells that papers print of the methods and of LoRA.
+    """
+    texts = {(row.one, row.task): interval_of(row).text for row in from_lora.itertuples()}
+    lines, tasks = [], task_labels(summary)
     for label, group in summary.groupby("label", sort=False):
-        rate = " and ".join(f"{rate:g}" for rate in rates[label] if not math.isnan(rate)) or "-"
-        line = {"Method": label, "Learning rate": rate, "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
+        line = {"Method": label, "Learning rate": rates_text(runs[runs["label"] == label])}
+        line |= {"Trainable": trainable_text(group), "Seeds": seeds_text(group)}
         for _, row in group.iterrows():
             title = task_title(row["task"])
             line[tasks[row["task"]]] = cell_text(row)
-            difference = differences.get((label, row["task"]))
-            line[f"{title}, minus LoRA"] = "-" if difference is None else difference.text
+            line[f"{title}, minus LoRA"] = texts.get((label, row["task"]), "-")
             line[f"{title}, in papers"] = printed_text(label, title, paper)
         lines.append(line)
     return pd.DataFrame(lines)
@@ -253,21 +237,20 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
         return None
     tasks, best, lines = task_labels(runs), taken(rows), []
     for label, of_row in runs.groupby("label", sort=False):
-        rates = sorted(of_row["lr"].unique())
-        for rate in rates:
+        for rate, of_rate in of_row.groupby("lr"):
             line, means = {"Method": label, "Learning rate": f"{rate:g}"}, []
             for task, title in tasks.items():
-                cell = of_row[(of_row["lr"] == rate) & (of_row["task"] == task)]
+                cell = of_rate[of_rate["task"] == task]
                 seeds = f" ({len(cell)} seeds)" if len(cell) > 1 else ""
+                remark = collapsed_text(int(cell["collapsed"].sum()), len(cell)) or seeds
                 means.append(100 * cell["best"].mean())
-                line[title] = number(means[-1]) + (collapsed_text(int(cell["collapsed"].sum()), len(cell)) or seeds)
-            edge = " (edge)" if rate in (rates[0], rates[-1]) else ""
+                line[title] = number(means[-1]) + remark
             line |= {} if by_task else {"Avg.": number(pd.Series(means).mean(skipna=False))}
+            edge = " (edge)" if rate in (of_row["lr"].min(), of_row["lr"].max()) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
     notes = (note(f"{LEARNING_RATE}_by_task" if by_task else LEARNING_RATE), *encoder_notes(runs["model"]))
     banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
-    drawn = {"rates": figure} if (figure := by_rate(runs)) is not None else {}
-    above = conditions(tried, curves)
+    above, drawn = conditions(tried, curves), {"rates": by_rate(runs)}
     return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, notes, banner, above, drawn)
 
 
@@ -292,9 +275,8 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
 def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
     """The runs at the rate that each method, without other settings, takes on each encoder."""
     found = [tried[:0].assign(label="")]
-    has_head_rate = tried["columns"].map(lambda columns: "train.head_lr" in columns).astype(bool)
-    tried = tried[~has_head_rate]  # a setting that all rows of a method share is not in their label
-    for _, of_model in tried.groupby("model", sort=False):
+    plain = ["train.head_lr" not in columns for columns in tried["columns"]]  # no label names what all its rows share
+    for _, of_model in tried.loc[plain].groupby("model", sort=False):
         rows = tried_rows(of_model)
         rows = rows[rows["label"].eq(rows["slug"].map(slug_label))]
         found.append(rows[rows["lr"].eq(rows["label"].map(taken(rows)))])

@@ -5,8 +5,8 @@ A figure is a mapping: `title`, `note`, `kind` (`lines`, `intervals`, `heat`), `
 have 6 significant digits; absent values are null.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -24,7 +24,8 @@ from lora.report.runs import (
     task_title,
     told_apart,
 )
-from lora.report.stats import LEVEL, Interval, by_seed, mean_interval
+from lora.report.stats import LEVEL, by_seed, mean_interval
+from lora.report.tables import paper_cells
 
 Figure = dict[str, Any]
 ADDED = ("houlsby", "pfeiffer", "lora", "lora_merged")  # served forms that may add latency
@@ -50,6 +51,22 @@ def series_of(
     return {"label": label, **found, "x": [x + aside for x in found["x"]]}
 
 
+def by_task(pairs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The label of each task -> its rows of `lora.report.comparisons.method_pairs`, without those of the average."""
+    labels = dict(zip(pairs["task"], pairs["place"], strict=True))
+    return {labels[task]: pairs[pairs["task"] == task] for task in in_order(pairs) if task != "Avg."}
+
+
+def on_lines(groups: Mapping[str, pd.DataFrame], column: str, lines: Sequence[Hashable]) -> list[dict[str, Any]]:
+    """A series per group (label -> rows of `lora.report.stats.all_pairs`), side by side on the lines of a panel.
+    `lines`: the values of `column`, from the first line to the last."""
+    series = []
+    for place, (label, rows) in enumerate(groups.items()):
+        points = sorted(zip(rows[column].map(lines.index), rows["mean"], rows["low"], rows["high"], strict=True))
+        series.append(series_of(label, points, beside(place, len(groups))))
+    return series
+
+
 def differences(
     title: str,
     summary: pd.DataFrame,
@@ -64,33 +81,29 @@ def differences(
     compared = [(key, base(*key)) for key in rows if key != base(*key) in rows]
     turned = {"one": pairs["other"], "other": pairs["one"], "mean": -pairs["mean"]}
     both = pd.concat([pairs, pairs.assign(**turned, low=-pairs["high"], high=-pairs["low"])]).dropna(subset=["mean"])
-    found = both.set_index(["one", "other", "task"])[["mean", "low", "high"]]
-    tasks = {task: label for task, label in task_labels(summary).items() if task in set(both["task"])}
-    series = []
-    for place, (task, label) in enumerate(tasks.items()):
-        keys = [(i, (rows[one], rows[other], task)) for i, (one, other) in enumerate(compared)]
-        points = [(i, *found.loc[key]) for i, key in keys if key in found.index]
-        series.append(series_of(label, points, beside(place, len(tasks))))
-    cells = {} if paper is None else paper.set_index(["method", "task"])["value"].to_dict()
-    printed = []
-    for i, sides in enumerate(compared):
-        for task in dict.fromkeys(task for _, task in cells):
-            values = [cells.get((f"LoRA {name.replace(', ', ',')} r={rank}", task)) for name, rank in sides]
-            printed += [(i, values[0] - values[1])] if None not in values else []
-    if printed:
-        label = f"the paper ({', '.join(dict.fromkeys(task for _, task in cells))})"
+    both = both.assign(sides=list(zip(both["one"], both["other"], strict=True)))
+    lines = [(rows[one], rows[other]) for one, other in compared]
+    series = on_lines(by_task(both[both["sides"].isin(lines)]), "sides", lines)
+    printed = [
+        (line, cells[one] - cells[other])
+        for line, (one, other) in enumerate(compared)
+        for cells in paper_cells(paper).values()
+        if {one, other} <= cells.keys()
+    ]
+    if paper is not None and printed:
+        label = f"the paper ({', '.join(paper['task'].unique())})"
         series.append(series_of(label, printed, keys=("x", "y")))
     names = [f"{targets}, r = {rank}" for (targets, rank), _ in compared]
     panel = {"title": "", "names": names, "bounds": [bound] * len(names), "series": series}
-    return figure(title, BOUNDED, "intervals", "points", [panel] if tasks and names else [])
+    return figure(title, BOUNDED, "intervals", "points", [panel] if series and names else [])
 
 
 def by_parameters(runs: pd.DataFrame) -> Figure | None:
     """Trainable parameters against the average score over tasks: one point per method that has every task. A panel for
     each of a user's own tasks."""
     panels = []
-    by_task = runs["kind"].eq("own").any()
-    for (model, *_), of_model in runs.groupby(["model", "task"] if by_task else ["model"], sort=False):
+    is_own = runs["kind"].eq("own").any()
+    for (model, *_), of_model in runs.groupby(["model", "task"] if is_own else ["model"], sort=False):
         tasks, series = task_labels(of_model), []
         rows = of_model.assign(label=told_apart(of_model, ["protocol"]), difference=100 * of_model["best"])
         for (*_, label), group in rows.groupby(ROW, sort=False):
@@ -98,25 +111,18 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
             if score.n and len(count):
                 series.append(series_of(label, [(int(count.iloc[0]), score.mean, score.low, score.high)]))
         if series:
-            y = tasks[in_order(of_model)[0]] if by_task else f"average of {', '.join(map(task_title, tasks))}"
+            y = tasks[in_order(of_model)[0]] if is_own else f"average of {', '.join(map(task_title, tasks))}"
             panels.append({"title": encoder_title(model), "y": y, "series": series})
     note = f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head."
     title = "Trainable parameters against the average score"
     return figure(title, note, "lines", "trainable parameters", panels, log_x=True)
 
 
-def beside_lora(runs: pd.DataFrame, differences: Mapping[tuple[str, str], Interval]) -> Figure | None:
-    """Each method minus LoRA, task by task, in the order of their trainable parameters."""
-    measured = {key: each for key, each in differences.items() if each.n}
-    methods, tasks = {label for label, _ in measured}, {task for _, task in measured}
-    counts = runs[runs["label"].isin(methods)].groupby("label", sort=False)["trainable_method"].first()
+def beside_lora(runs: pd.DataFrame, from_lora: pd.DataFrame) -> Figure | None:
+    """Each method minus LoRA (`lora.report.comparisons.minus`), in the order of their trainable parameters."""
+    counts = runs[runs["label"].isin(from_lora["one"])].groupby("label", sort=False)["trainable_method"].first()
     counts = counts.sort_values(ascending=False, kind="stable")
-    series = []
-    labels = {task: label for task, label in task_labels(runs).items() if task in tasks}
-    for place, (task, title) in enumerate(labels.items()):
-        found = [(line, measured.get((label, task))) for line, label in enumerate(counts.index)]
-        points = [(line, each.mean, each.low, each.high) for line, each in found if each]
-        series.append(series_of(title, points, beside(place, len(tasks))))
+    series = on_lines(by_task(from_lora), "one", list(counts.index))
     names = [f"{label}: {human_count(int(count))}" for label, count in counts.items()]
     panels = [{"title": "", "names": names, "bounds": [], "series": series}] if series else []
     note = (
@@ -184,28 +190,28 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
 
 def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") -> Figure | None:
     """The metric by epoch, per task; the band is the range of the seeds. `what`: suffix of the title."""
-    runs, panels = runs.assign(label=told_apart(runs)).merge(curves, on="run_id"), []
-    for task, title in task_labels(runs).items():
-        series = []
-        for label, cell in runs[runs["task"] == task].groupby("label", sort=False):
-            by_epoch = cell.groupby("epoch")["value"].agg(["median", "min", "max"]) * 100
-            series.append(series_of(label, by_epoch.itertuples(name=None)))
-        panels.append({"title": task_title(task), "y": title, "band": True, "series": series})
+    panels = bands(runs.assign(label=told_apart(runs)).merge(curves, on="run_id"), "epoch", "value", "median")
     note = "Median over seeds; band: lowest and highest seed."
     return figure(f"Learning curves{what}", note, "lines", "epoch", panels)
 
 
 def by_rate(rows: pd.DataFrame) -> Figure | None:
     """The best epoch's metric by learning rate, per task; the band is the range of the seeds that tried a rate."""
+    note = "Mean over the seeds that tried a rate; band: lowest and highest. Each run's best epoch."
+    panels = bands(rows, "lr", "best", "mean")
+    return figure("Score by learning rate", note, "lines", "learning rate", panels, log_x=True)
+
+
+def bands(rows: pd.DataFrame, x: str, y: str, middle: Literal["mean", "median"]) -> list[dict[str, Any]]:
+    """A panel per task with a line per label: the middle of a metric by the column `x`, and its range."""
     panels = []
     for task, title in task_labels(rows).items():
         series = []
-        for label, of_row in rows[rows["task"] == task].groupby("label", sort=False):
-            scores = of_row.groupby("lr")["best"].agg(["mean", "min", "max"]) * 100
-            series.append(series_of(label, scores.itertuples(name=None)))
+        for label, of_label in rows[rows["task"] == task].groupby("label", sort=False):
+            values = of_label.groupby(x)[y].agg([middle, "min", "max"]) * 100
+            series.append(series_of(label, values.itertuples(name=None)))
         panels.append({"title": task_title(task), "y": title, "band": True, "series": series})
-    note = "Mean over the seeds that tried a rate; band: lowest and highest. Each run's best epoch."
-    return figure("Score by learning rate", note, "lines", "learning rate", panels, log_x=True)
+    return panels
 
 
 def forest(pairs: pd.DataFrame) -> Figure | None:
@@ -214,10 +220,9 @@ def forest(pairs: pd.DataFrame) -> Figure | None:
     for (model, one), rows in pairs.dropna(subset=["mean"]).groupby(["model", "one"], sort=False):
         if not one.startswith("LoRA"):
             continue
-        places, series = list(dict.fromkeys(rows["place"])), []
-        for i, (other, of_pair) in enumerate(rows.groupby("other", sort=False)):
-            points = [(places.index(row.place), row.mean, row.low, row.high) for row in of_pair.itertuples()]
-            series.append(series_of(f"minus {other}", points, beside(i, rows["other"].nunique())))
+        places = list(dict.fromkeys(rows["place"]))
+        others = {f"minus {other}": of_pair for other, of_pair in rows.groupby("other", sort=False)}
+        series = on_lines(others, "place", places)
         title = one if pairs["model"].nunique() == 1 else f"{one} ({encoder_title(model)})"
         panels.append({"title": title, "names": places, "bounds": [], "series": series})
     note = f"Mean paired difference and its {LEVEL:.0%} interval over seeds; right of 0 LoRA is higher."

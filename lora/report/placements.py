@@ -1,16 +1,13 @@
 """Which layers to adapt: the arms of `layers` and `head_rate` by the unselected score, which judges their claims."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import numpy as np
 import pandas as pd
 
-from lora.records.analysis import Compared, compared
-from lora.report.figures import Figure, beside, figure, series_of
-from lora.report.runs import in_order, slug_label, task_labels
-from lora.report.stats import LEVEL, Interval, mean_interval, paired_differences
-from lora.report.tables import number, trainable_text
+from lora.records.analysis import Analyses
+from lora.report.comparisons import minus
+from lora.report.figures import Figure, by_task, figure, on_lines
+from lora.report.runs import slug_label, task_labels
+from lora.report.stats import LEVEL, Interval, ends_text, interval_of, mean_interval, paired_differences
+from lora.report.tables import number, rates_text, trainable_text
 
 BASE = "lora-qv-r8"  # what the others are compared with
 SCORE = "split_half"  # records of these experiments have it, so it is their unselected score
@@ -18,50 +15,41 @@ SCORES = {"Unselected": SCORE, "Best epoch": "best", "Last epoch": "last"}
 HEADS = (5e-4, 2e-3)  # rates of the head: LoRA's, and that of Houlsby adapters
 
 
-def from_base(runs: pd.DataFrame) -> Iterator[tuple[str, str, tuple[tuple[str, str], ...], Interval]]:
-    """(task, label, pairs of run_ids, difference) of every arm minus LoRA on Wq and Wv, by the unselected score."""
-    for task in in_order(runs):
-        of_task = runs[runs["task"] == task]
-        base = of_task[of_task["slug"] == BASE]
-        for label, arm in of_task[of_task["slug"] != BASE].groupby("label", sort=False):
-            pairs = paired_differences(arm, base, SCORE)
-            ids = tuple(zip(pairs["run_id"], pairs["run_id_other"], strict=True))
-            yield task, str(label), ids, mean_interval(pairs["difference"].to_numpy(float))
+def from_base(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
+    """Every arm minus LoRA on Wq and Wv, by the unselected score: rows of `lora.report.stats.all_pairs`, with the ends
+    rows_low and rows_high of the interval for other dev rows."""
+    pairs = minus(runs, slug_label(BASE), SCORE)
+    ends = [analyses.over_rows(ids, "unselected") for ids in pairs["runs"]]
+    return pairs.assign(rows_low=[low for low, _ in ends], rows_high=[high for _, high in ends])
 
 
-def layers_table(runs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]]) -> pd.DataFrame:
+def layers_table(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     """One line per task and arm: its rate, every score, the dev loss, and the difference from LoRA on Wq and Wv."""
-    minus = {(task, label): (ids, found) for task, label, ids, found in from_base(runs)}
+    differences = {
+        (row.task, row.one): (interval_of(row).text, ends_text(row.rows_low, row.rows_high))
+        for row in from_base(runs, analyses).itertuples()
+    }
     lines = []
     for task, title in task_labels(runs).items():
         for label, arm in runs[runs["task"] == task].groupby("label", sort=False):
-            ids, difference = minus.get((task, label), ((), Interval(np.nan, np.nan, np.nan, 0)))
-            rows = examples.get(compared(ids, "unselected"), {})
             line = {"Task": title, "Method": label, "Trainable": trainable_text(arm)}
-            line |= {"Learning rate": " and ".join(f"{rate:g}" for rate in sorted(arm["lr"].dropna().unique())) or "-"}
-            line |= scores(arm)
+            line |= {"Learning rate": rates_text(arm)} | scores(arm)
             for heading, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
                 line[heading] = number(arm[loss].astype(float).mean(), ".3f")
-            ends = [rows.get(f"both_{end}") for end in ("low", "high")]
-            both = "-" if None in ends else f"{ends[0]:+.1f} to {ends[1]:+.1f}"
-            lines.append(line | {"Unselected, minus q, v": difference.text, "Seeds and rows": both})
+            difference, both = differences.get((task, label), ("-", "-"))
+            lines.append(line | {"Unselected, minus q, v": difference, "Seeds and rows": both})
     return pd.DataFrame(lines)
 
 
-def layers_figure(runs: pd.DataFrame, examples: Mapping[Compared, Mapping[str, Any]]) -> Figure | None:
+def layers_figure(runs: pd.DataFrame, analyses: Analyses) -> Figure | None:
     """Each arm minus LoRA on Wq and Wv, task by task, with the interval over seeds and that for other rows too."""
-    found = [one for one in from_base(runs) if one[3].n]
-    names, tasks = list(dict.fromkeys(label for _, label, _, _ in found)), list(dict.fromkeys(one[0] for one in found))
-    series, labels = [], task_labels(runs)
-    for place, task in enumerate(tasks):
-        narrow, wide = [], []
-        for _, label, ids, each in (one for one in found if one[0] == task):
-            at = names.index(label) + beside(place, len(tasks))
-            narrow.append((at, each.mean, each.low, each.high))
-            rows = examples.get(compared(ids, "unselected"))
-            wide += [] if rows is None else [(at + 0.06, each.mean, rows["both_low"], rows["both_high"])]
-        series.append(series_of(f"{labels[task]}, over seeds", narrow))
-        series += [series_of(f"{labels[task]}, over seeds and rows", wide)] if wide else []
+    pairs, groups = from_base(runs, analyses), {}
+    for task, of_task in by_task(pairs).items():
+        groups[f"{task}, over seeds"] = of_task
+        wider = of_task.assign(low=of_task["rows_low"], high=of_task["rows_high"]).dropna(subset="low")
+        groups |= {f"{task}, over seeds and rows": wider} if len(wider) else {}
+    names = list(dict.fromkeys(pairs["one"]))
+    series = on_lines(groups, "one", names)
     panels = [{"title": "", "names": names, "bounds": [], "series": series}] if names else []
     note = (
         f"Mean paired differences of the unselected score, with {LEVEL:.0%} intervals. Right of 0, the arm is higher."

@@ -190,20 +190,16 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index().astype(dict.fromkeys(("trainable_method", "trainable_head", "train_rows"), "Int64"))
 
 
-def with_unselected(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The same runs with two scores of an epoch that a run's own score did not choose, both without selection bias.
-
-    `others_epoch` is the metric at the epoch that is best on the mean of the cell's other seeds; NaN for a single run.
-    `unselected` is the record's `split_half`, or `others_epoch` where that is missing. A comparison takes one of the
-    two for all its runs (`lora.report.claims.findings.differences`).
-    """
+def with_others_epoch(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The same runs with `others_epoch`, a score without selection bias: the metric at the epoch that is best on the
+    mean of the cell's other seeds; NaN for a single run."""
     values = {run_id: of_run["value"].to_numpy() for run_id, of_run in curves.groupby("run_id")}
     runs = runs.reset_index(drop=True)
     found = pd.Series(np.nan, index=runs.index)
     for _, cell in runs[runs["best"].notna()].groupby(["experiment", *CELL]):
         if len(cell) > 1:
             found[cell.index] = chosen_by_others(np.column_stack([values[run_id] for run_id in cell["run_id"]]))
-    return runs.assign(others_epoch=found, unselected=runs["split_half"].astype(float).fillna(found))
+    return runs.assign(others_epoch=found)
 
 
 def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:

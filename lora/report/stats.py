@@ -25,12 +25,14 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from scipy import special  # `scipy.stats` takes a second to load
+
+from lora.data.tasks import task_order
 
 LEVEL = 0.95
 ENOUGH_SEEDS = 5
@@ -54,7 +56,17 @@ class Interval:
         """`+3.4 (+2.0 to +4.8)`; the mean alone without an interval, and `-` without a mean."""
         if math.isnan(self.mean):
             return "-"
-        return f"{self.mean:+.1f}" + ("" if math.isnan(self.low) else f" ({self.low:+.1f} to {self.high:+.1f})")
+        return f"{self.mean:+.1f}" + ("" if math.isnan(self.low) else f" ({ends_text(self.low, self.high)})")
+
+
+def interval_of(row: Any) -> Interval:
+    """The interval of a row of `all_pairs`, or of a finding."""
+    return Interval(row.mean, row.low, row.high, row.n)
+
+
+def ends_text(low: float, high: float) -> str:
+    """`+2.0 to +4.8`; `-` without an interval."""
+    return "-" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
 
 
 def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "best") -> pd.DataFrame:
@@ -187,7 +199,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def all_pairs(groups: Mapping[str, pd.DataFrame], score: str = "best") -> pd.DataFrame:
     """Compare every method (label -> its runs) with every other, per task and on the average of their common tasks.
 
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
@@ -195,23 +207,21 @@ def all_pairs(groups: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     scores, names = (
         {label: group.pivot(index="seed", columns="task", values=value) for label, group in groups.items()}
-        for value in ("best", "run_id")
+        for value in (score, "run_id")
     )
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
-        pairs = (100 * (scores[one] - scores[other])).round(DIGITS).dropna(axis=1, how="all").sort_index(axis=1)
-        places = {task: [i] for i, task in enumerate(pairs)} | ({"Avg.": slice(None)} if pairs.shape[1] > 1 else {})
+        pairs = (100 * (scores[one] - scores[other])).round(DIGITS).dropna(axis=1, how="all")
+        tasks = task_order(pairs.columns)
+        tables = [table.reindex(pairs.index, columns=tasks).to_numpy() for table in (pairs, names[one], names[other])]
+        places = {task: [i] for i, task in enumerate(tasks)} | ({"Avg.": slice(None)} if len(tasks) > 1 else {})
         for place, averaged in places.items():
-            chosen = pairs.to_numpy(float)[:, averaged]
-            paired = ~np.isnan(chosen).any(axis=1)
-            values = chosen[paired].mean(axis=1).round(DIGITS)  # as `by_seed`
-            sides = [
-                names[side].loc[pairs.index[paired], pairs.columns[averaged]].to_numpy().ravel()
-                for side in (one, other)
-            ]
+            paired = ~pd.isna(tables[0][:, averaged]).any(axis=1)
+            chosen, *sides = (table[paired][:, averaged] for table in tables)
+            values = chosen.astype(float).mean(axis=1).round(DIGITS)  # as `by_seed`
             found = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
             found["needed"] = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")])
-            found["runs"] = tuple(zip(*sides, strict=True))
+            found["runs"] = tuple(zip(*(side.ravel() for side in sides), strict=True))
             rows.append({"one": one, "other": other, "task": place, **found})
     columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "needed", "runs"]
     return pd.DataFrame(rows, columns=columns)

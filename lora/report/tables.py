@@ -50,6 +50,10 @@ def trainable_text(group: pd.DataFrame) -> str:
     return human_count(float(values.iloc[0])) if len(values) else "-"
 
 
+def rates_text(runs: pd.DataFrame) -> str:
+    return " and ".join(f"{rate:g}" for rate in sorted(runs["lr"].dropna().unique())) or "-"
+
+
 def seeds_text(group: pd.DataFrame) -> str:
     """Number of runs in the cells of a line: `5`, or `3 to 5`."""
     return " to ".join(dict.fromkeys((f"{group['n'].min()}", f"{group['n'].max()}")))

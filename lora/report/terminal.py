@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 
 from lora.config.plan import LEARNING_RATE
 from lora.report.build import Report
-from lora.report.claims.shown import ours, verdict_table, words
+from lora.report.claims.shown import ours, verdict_table, word_text, worst_word
 from lora.report.comparisons import REPEATED
 from lora.report.page import SYMBOLS, verdict
 from lora.report.runs import METRIC_SHORT, OWN
@@ -47,7 +47,8 @@ def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:
     measured = [each for each in report.verdicts if each.is_measured]
     for _, of_claim in groupby(measured, key=lambda each: each.claim.id):
         judged = list(of_claim)
-        word, claim = words(judged), escape(judged[0].claim.headline.removesuffix("."))
+        word = worst_word([word_text(each) for each in judged], "devices")
+        claim = escape(judged[0].claim.headline.removesuffix("."))
         start = f"[{COLOURS[verdict(word)]}]{SYMBOLS[verdict(word)]} {word:<13}[/]"
         fits = len(word) + len(ours(judged)) + 20 < console.width  # the claim may be cut, the interval not
         console.print(f"{start}  {escape(ours(judged))}  [dim]{claim}[/]", no_wrap=fits, overflow="ellipsis")

@@ -13,7 +13,6 @@ import argparse
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from scipy import special
 
 from lora.data.metrics import METRICS, compute
 from lora.errors import UserError
-from lora.files import read_object, write_atomically
-from lora.records.analysis import EXAMPLES, analysis_json, compared
+from lora.files import read_object, rounded, write_atomically
+from lora.records.analysis import EXAMPLES, Compared, analysis_json, compared
 from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord, load_curves, load_records
 from lora.report.build import Report, build
@@ -32,35 +31,21 @@ from lora.report.gather import Gathered, run_here
 from lora.report.gather import options as options
 from lora.report.placements import from_base
 from lora.report.runs import LAYERS, MAIN
-from lora.report.stats import LEVEL, Interval, seeds_and_rows
+from lora.report.stats import LEVEL, Interval, interval_of, seeds_and_rows
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A mean difference of runs in pairs, over one task or the average of several.
-
-    Args:
-        pairs: The run_ids of one side and the other.
-        score: The column of `lora.report.runs` that it compares.
-    """
-
-    pairs: tuple[tuple[str, ...], ...]
-    score: str
-    over_seeds: Interval
-
-
-def comparisons(report: Report) -> list[Comparison]:
-    """The comparisons of a report, each once."""
-    found = []
+def comparisons(report: Report) -> dict[Compared, Interval]:
+    """The comparisons of a report (`lora.records.analysis.compared`), each with its interval over seeds."""
+    found: dict[Compared, Interval] = {}
     for verdict in report.verdicts:
         for one in verdict.findings if verdict.claim.metric else ():
-            found.append(Comparison(one.runs, verdict.claim.metric, Interval(one.mean, one.low, one.high, one.n)))
-    for section in sections_of(report.gathered, load_curves(list(report.state.ok.values())), {}):
+            found[compared(one.runs, verdict.claim.metric)] = interval_of(one)
+    for section in sections_of(report.gathered, load_curves(list(report.state.ok.values())), report.analyses):
         for row in section.pairs.itertuples() if section.experiment in MAIN else ():
-            found.append(Comparison(row.runs, "best", Interval(row.mean, row.low, row.high, row.n)))
-        for _, _, pairs, difference in from_base(section.runs) if section.experiment == LAYERS else ():
-            found.append(Comparison(pairs, "unselected", difference))
-    return list({compared(one.pairs, one.score): one for one in found if one.pairs}.values())
+            found[compared(row.runs, "best")] = interval_of(row)
+        for row in from_base(section.runs, report.analyses).itertuples() if section.experiment == LAYERS else ():
+            found[compared(row.runs, "unselected")] = interval_of(row)
+    return {(pairs, score): interval for (pairs, score), interval in found.items() if pairs}
 
 
 def pseudo_values(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, " rows"]:
@@ -79,9 +64,8 @@ def bounds(over_seeds: Interval, tables: Sequence[Float[np.ndarray, "seeds _"]])
     both = seeds_and_rows(over_seeds, tables)
     variance = sum(table.mean(axis=0).var(ddof=1) / table.shape[1] for table in tables) / len(tables) ** 2
     half = -special.ndtri((1 - LEVEL) / 2) * math.sqrt(variance)
-    ends = {"examples_low": over_seeds.mean - half, "examples_high": over_seeds.mean + half}
-    ends |= {"both_low": both.low, "both_high": both.high}
-    return {name: None if math.isnan(end) else float(f"{end:.6g}") for name, end in ends.items()}
+    alone = {"examples_low": over_seeds.mean - half, "examples_high": over_seeds.mean + half}
+    return rounded(alone | {"both_low": both.low, "both_high": both.high})
 
 
 def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -90,24 +74,24 @@ def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, 
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
 
-    tasks = report.gathered.tasks
-
     @functools.cache
     def values(run_id: str) -> Float[np.ndarray, " rows"]:
         record = report.state.ok[run_id]
         task, predicted = record.config["task"], dev_predictions(record, report.gathered.folder)["best"]
-        check(record, tasks[task].metric, predicted, labels[task])
-        return pseudo_values(tasks[task].metric, predicted, labels[task])
+        metric = report.gathered.tasks[task].metric
+        check(record, metric, predicted, labels[task])
+        return pseudo_values(metric, predicted, labels[task])
+
+    def task_of(run_id: str) -> str:
+        return report.state.ok[run_id].config["task"]
 
     entries = []
-    for one in comparisons(report):
-        by_task: dict[str, list[tuple[str, ...]]] = {}
-        for pair in sorted(one.pairs, key=lambda pair: report.state.ok[pair[0]].config["seed"]):
-            by_task.setdefault(report.state.ok[pair[0]].config["task"], []).append(pair)
-        if all(len(labels.get(task, ())) > 1 for task in by_task):
-            tables = [np.array([values(a) - values(b) for a, b in pairs]) for pairs in by_task.values()]
-            about = {"pairs": sorted(one.pairs), "score": one.score, "tasks": sorted(by_task)}
-            entries.append({**about, **bounds(one.over_seeds, tables)})
+    for (found, score), over_seeds in comparisons(report).items():
+        pairs = sorted(found)
+        tasks = sorted({task_of(one) for one, _ in pairs})
+        if all(len(labels.get(task, ())) > 1 for task in tasks):
+            tables = [np.array([values(a) - values(b) for a, b in pairs if task_of(a) == task]) for task in tasks]
+            entries.append({"pairs": pairs, "score": score, "tasks": tasks, **bounds(over_seeds, tables)})
     return entries
 
 
@@ -154,17 +138,13 @@ def main(given: argparse.Namespace) -> None:
             f"{gathered.folder} has no two methods with runs of one seed on a task whose rows are at hand (those of "
             f"one's own are with task=FILE): nothing can be compared"
         )
-    made_from = {run_id: gathered.state.ok[run_id].predictions for run_id in run_ids(entries)}
     path = gathered.folder / "analysis" / EXAMPLES
+    hashes = {record.run_id: record.predictions for record in load_records(gathered.folder)[0]}
     if path.exists():  # it may have other tasks, of records that are still the same
-        earlier, now = read_object(path), {r.run_id: r.predictions for r in load_records(gathered.folder)[0]}
-        if all(now.get(run_id) == digest for run_id, digest in earlier["made_from"].items()):
+        earlier = read_object(path)
+        if earlier["made_from"].items() <= hashes.items():
             kept = [one for one in earlier["entries"] if "score" in one and not labels.keys() >= {*one["tasks"]}]
             entries = [*kept, *entries]
-            made_from |= {run_id: earlier["made_from"][run_id] for run_id in run_ids(kept)}
+    made_from = {run_id: hashes[run_id] for entry in entries for pair in entry["pairs"] for run_id in pair}
     write_atomically(path, analysis_json(made_from, entries))
     print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
-
-
-def run_ids(entries: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {run_id for entry in entries for pair in entry["pairs"] for run_id in pair}

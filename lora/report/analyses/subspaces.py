@@ -98,10 +98,8 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
         used |= {saved.record.run_id for saved in (small, large, second)}
         weights, modules = base_weights(large)
         about = {"model": model, "task": task}
-        of_ranks, of_seeds = (
-            [f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}"],
-            [f"seed {s}" for s in seeds],
-        )
+        of_ranks = [f"r = {SMALL}, seed {seeds[0]}", f"r = {LARGE}, seed {seeds[1]}"]
+        of_seeds = [f"seed {seed}" for seed in seeds]
         for target in TARGETS:
             middle = modules[target][len(modules[target]) // 2]
             trained, two_seeds = ([saved.a[middle], second.a[middle]] for saved in (small, large))

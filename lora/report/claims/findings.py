@@ -75,6 +75,11 @@ class Finding:
         return self.bound.holds(self.rows_low, self.rows_high) is self.holds
 
     @property
+    def room(self) -> float:
+        """The distance of the interval from the nearest end of the bound; negative if part of it lies outside."""
+        return min(self.low - self.bound.low, self.bound.high - self.high)
+
+    @property
     def records(self) -> list[str]:
         """The run_ids of one side, then those of the other; or the file."""
         return [run for side in zip(*self.runs, strict=True) for run in side]
@@ -121,14 +126,12 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
             if not kind:
                 found.append(exact(label, "ratio", None, bound, value, source))
                 continue
-            about = {"label": label, "unit": "ratio", "n": len(value), "bound": bound, "mean": float(np.median(value))}
-            about |= {"runs": (source,)}
+            about = {"label": label, "unit": "ratio", "n": len(value), "bound": bound, "runs": (source,)}
+            about["mean"] = float(np.median(value))
             if (ends := median_interval(value)) is None:
-                reason = f"{len(value)} rounds: an interval of their median needs more"
-                found.append(Finding(**about, reason=reason))
+                found.append(Finding(**about, reason=f"{len(value)} rounds: an interval of their median needs more"))
             else:
-                about |= {"low": ends[0], "high": ends[1]}
-                found.append(tested(smallest_p(value, bound, sign_p), "", **about))
+                found.append(tested(smallest_p(value, bound, sign_p), "", low=ends[0], high=ends[1], **about))
     return found
 
 
@@ -163,15 +166,15 @@ def checked(case: Mapping[str, Any]) -> Finding:
     return exact(case["label"], "failures", case["trials"], bound, case["failures"], runs)
 
 
-def on_runs(claim: Claim, runs: pd.DataFrame, columns: Sequence[str]) -> list[dict[str, list[Finding]]]:
-    """For each metric: encoder -> findings, for each encoder that has both sides of some comparison of the claim."""
-    found: list[dict[str, list[Finding]]] = [{} for _ in columns]
+def on_runs(claim: Claim, runs: pd.DataFrame, scores: Sequence[str]) -> dict[str, dict[str, list[Finding]]]:
+    """Score -> encoder -> findings, for each encoder that has both sides of some comparison of the claim."""
+    found: dict[str, dict[str, list[Finding]]] = {score: {} for score in scores}
     for model in runs["model"].unique():
         sides = [[select(runs, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
         if any(len(one) and len(other) for one, other in sides):
-            for column, by_model in zip(columns, found, strict=True):
+            for score, by_model in found.items():
                 pairs = zip(claim.compare, sides, strict=True)
-                by_model[model] = [one for compare, both in pairs for one in differences(claim, compare, both, column)]
+                by_model[model] = [one for compare, both in pairs for one in differences(claim, compare, both, score)]
     return found
 
 
@@ -190,23 +193,23 @@ def select(runs: pd.DataFrame, claim: Claim, side: Side, model: str) -> pd.DataF
     return found[place == place.groupby(found["task"]).transform("min")]
 
 
-def differences(claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], column: str) -> list[Finding]:
+def differences(claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], score: str) -> list[Finding]:
     """The findings of a comparison: on the average over the common tasks, or on each task that the claim names."""
     one, other = sides
-    lacking = [described(side) for runs, side in zip(sides, (compare.one, compare.other), strict=True) if runs.empty]
+    named = zip(sides, (compare.one, compare.other), strict=True)
+    names = [described(side) if runs.empty else labels([runs])[0] for runs, side in named]
+    lacking = [name for name, runs in zip(names, sides, strict=True) if runs.empty]
     reason = f"no runs of {' and '.join(lacking)} are planned here" if lacking else several(one) or several(other)
     if reason:
-        named = zip(sides, (compare.one, compare.other), strict=True)
-        names = [described(side) if runs.empty else labels([runs])[0] for runs, side in named]
         return [Finding(" - ".join(names), "points", 0, compare.bound, reason=reason)]
     tasks = [task for task in in_order(one) if task in set(other["task"])]
     groups = [[task] for task in claim.tasks]
     if claim.tasks == "average":  # tasks trained on parts of their rows are averaged only if all are
         groups = [[task for task in tasks if task not in set(one.loc[one["kind"] == "part", "task"])] or tasks]
-    trained = pd.concat([one, other]).dropna(subset=["best"])
-    if column == "unselected" and trained["split_half"].isna().any():
-        column = "others_epoch"  # one estimator on both sides
-    pairs, findings = stats.paired_differences(*(side.sort_values("run_id") for side in sides), column), []
+    if score == "unselected":  # one estimator on both sides
+        trained = pd.concat([one, other]).dropna(subset=["best"])
+        score = "others_epoch" if trained["split_half"].isna().any() else "split_half"
+    pairs, findings = stats.paired_differences(*(side.sort_values("run_id") for side in sides), score), []
     for group in groups:
         there = [side[side["task"].isin(group)] for side in sides]
         names = labels([side if here.empty else here for here, side in zip(there, sides, strict=True)])
@@ -239,10 +242,8 @@ def difference(
         reason = f"{found.n} {seeds}, and this project's convention is at least {stats.ENOUGH_SEEDS}{needed}"
     else:
         reason = "all differences are equal, so there is no interval" if math.isnan(found.low) else ""
-    about = {"label": label, "unit": "points", "n": found.n, "bound": bound}
-    about |= {"mean": found.mean, "low": found.low, "high": found.high}
-    about |= {"runs": tuple(zip(here["run_id"], here["run_id_other"], strict=True)), "sides": tuple(names)}
-    about |= {"place": place}
+    about = {"label": label, "unit": "points", "bound": bound, "sides": tuple(names), "place": place}
+    about |= {"runs": tuple(zip(here["run_id"], here["run_id_other"], strict=True)), **vars(found)}
     if reason:
         return Finding(**about, reason=reason)
     return tested(p=smallest_p(values, bound, stats.mean_p), needed=needed, **about)

@@ -9,7 +9,7 @@ import yaml
 
 from lora.files import ROOT
 from lora.report.claims.findings import Finding
-from lora.report.claims.shown import FEW, other_rows_text, ours, room, short
+from lora.report.claims.shown import FEW, other_rows_text, ours, short, worst_word
 from lora.report.claims.statements import published
 from lora.report.claims.verdicts import WORDS, Verdict
 from lora.report.figures import BOUNDED, Figure, figure, series_of
@@ -48,9 +48,7 @@ class Headline:
         """The word of this comparison after Holm's correction over its claim, or the claim's."""
         if "comparison" in self.line:
             return WORDS[self.found.holds] + ON_ROWS * (self.found.for_other_rows is False)
-        texts = [each.qualified for each in self.judged]
-        worst = next((text for text in texts if not text.startswith("supported")), texts[0])
-        return worst if len(set(texts)) == 1 else f"{worst} on {texts.count(worst)} of {len(texts)} CPUs"
+        return worst_word([each.qualified for each in self.judged], "CPUs")
 
     @property
     def cells(self) -> dict[str, str]:
@@ -87,7 +85,7 @@ def headlines(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict
             places = [(each, line["comparison"]) for each in judged]
         if not places or all(each.findings[place].n == 0 for each, place in places):
             continue
-        verdict, place = min(places, key=lambda one: room(one[0].findings[one[1]]))
+        verdict, place = min(places, key=lambda one: one[0].findings[one[1]].room)
         last = verdict.others["last"].findings[place] if "last" in verdict.others else None
         number = 1 + sum(not row.is_aside for row in rows)
         rows.append(Headline(number, line, judged, verdict.findings[place], last, paper_gaps(line["paper"])))
@@ -105,9 +103,8 @@ def paper_gaps(paper: Mapping[str, Any]) -> dict[str, float]:
     """
     gaps: dict[str, float] = {}
     if "gaps" in paper:
-        cells = pd.read_csv(EXPERIMENTS / paper["of"] / "paper.csv", dtype=str, keep_default_na=False).to_dict(
-            "records"
-        )
+        path = EXPERIMENTS / paper["of"] / "paper.csv"
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
         for one, other in paper["gaps"]:
             sides = [published(paper.get("model", {}) | keys, cells) for keys in (one, one | other)]
             task = sides[0]["task"] if sides[0]["task"] not in gaps else f"{sides[0]['task']} {len(gaps)}"

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
@@ -37,8 +38,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         for place, found in enumerate(each.findings):
             line = {"Verdict": stated[0], "Claim": stated[1], "Compared": found.label}
             line |= {"Score": SCORE_TITLES.get(each.claim.metric, "-")} if mixed else {}
-            line |= {"Found": value_text(found, found.mean), level: interval_text(found)}
-            line |= {"Seeds and rows": rows_text(found), "Other rows": other_rows_text(found)}
+            line |= {"Found": value_text(found, found.mean), level: interval_text(found, found.low, found.high)}
+            line["Seeds and rows"] = interval_text(found, found.rows_low, found.rows_high)
+            line["Other rows"] = other_rows_text(found)
             for score in shown:
                 other = each.others.get(score)
                 line[SCORE_TITLES[score]] = short(other.findings[place]) if other else "-"
@@ -70,7 +72,7 @@ def commit_text(each: Verdict) -> str:
 
 def finding_text(found: Finding) -> str:
     """A comparison as a sentence: `LoRA - Full, RTE: +0.50 (95% interval -0.20 to +1.20, n = 5); bound: above -1`."""
-    interval = interval_text(found)
+    interval = interval_text(found, found.low, found.high)
     parts = [f"{LEVEL:.0%} interval {interval}"] * (interval != "-") + [f"n = {found.n}"] * (found.n is not None)
     about = f" ({', '.join(parts)})" if parts else ""
     reason = f"; {found.reason}" if found.reason else ""
@@ -87,18 +89,11 @@ def value_text(found: Finding, value: float, digits: int = 2) -> str:
     return text if found.unit == "ratio" or float(text) else f"{0:+.{digits}f}"  # never -0.00
 
 
-def interval_text(found: Finding, digits: int = 2) -> str:
-    """The interval; `-` without one. `digits`: as in `value_text`."""
-    if math.isnan(found.low) or found.low == found.high:
+def interval_text(found: Finding, low: float, high: float, digits: int = 2) -> str:
+    """An interval of what was found; `-` without one. `digits`: as in `value_text`."""
+    if math.isnan(low) or low == high:
         return "-"
-    return f"{value_text(found, found.low, digits)} to {value_text(found, found.high, digits)}"
-
-
-def rows_text(found: Finding) -> str:
-    """The interval for other seeds and other dev rows; `-` if it was not computed."""
-    if math.isnan(found.rows_low):
-        return "-"
-    return f"{value_text(found, found.rows_low)} to {value_text(found, found.rows_high)}"
+    return f"{value_text(found, low, digits)} to {value_text(found, high, digits)}"
 
 
 def other_rows_text(found: Finding) -> str:
@@ -108,7 +103,8 @@ def other_rows_text(found: Finding) -> str:
 
 def short(found: Finding, digits: int = 2, form: str | None = None) -> str:
     """`-0.89 (-2.33 to +0.55)`, or the value alone without an interval. `form`: one of `FORMS`, for a ratio."""
-    interval, value = interval_text(found, digits), value_text(found, found.mean, digits)
+    interval = interval_text(found, found.low, found.high, digits)
+    value = value_text(found, found.mean, digits)
     if form is not None:
         show, unit = FORMS[form]
         ends = sorted((found.low, found.high), reverse=form != "more")  # the others turn the order
@@ -149,23 +145,19 @@ def judged_json(each: Verdict) -> dict[str, Any]:
 FEW = 2  # comparisons that fit in one cell
 
 
-def room(one: Finding) -> float:
-    return one.bound.room(one.low, one.high)
-
-
 def ours(judged: Sequence[Verdict], form: str | None = None) -> str:
     """The comparisons that are nearest to their bounds: all if there are few of them, else the worst."""
     found = [one for each in judged for one in each.findings]
     if all(one.unit == "failures" for one in found):
         return f"{sum(one.mean for one in found):.0f} failures in {sum(one.n for one in found):,} trials"
-    nearest = [min(same, key=room) for _, same in groupby(found, key=lambda one: one.label.partition(SHAPE)[0])]
+    of_shapes = groupby(found, key=lambda one: one.label.partition(SHAPE)[0])
+    nearest = [min(same, key=attrgetter("room")) for _, same in of_shapes]
     if len(nearest) <= FEW:
         return "; ".join(short(one, 1, form) for one in nearest)
-    return f"{short(min(nearest, key=room), 1, form)}, worst of {len(nearest)}"
+    return f"{short(min(nearest, key=attrgetter('room')), 1, form)}, worst of {len(nearest)}"
 
 
-def words(judged: Sequence[Verdict]) -> str:
-    """The verdict; if devices differ, one that is not `supported`, and on how many of them."""
-    texts = [word_text(each) for each in judged]
-    worst = next((text for text in texts if text != "supported"), "supported")
-    return worst if len(set(texts)) == 1 else f"{worst} on {texts.count(worst)} of {len(texts)} devices"
+def worst_word(texts: Sequence[str], places: str) -> str:
+    """The verdict of all places; if they differ, one that is not `supported`, and on how many of them."""
+    worst = next((text for text in texts if not text.startswith("supported")), texts[0])
+    return worst if len(set(texts)) == 1 else f"{worst} on {texts.count(worst)} of {len(texts)} {places}"

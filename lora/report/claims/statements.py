@@ -39,10 +39,6 @@ class Bound(NamedTuple):
             return True
         return False if high <= self.low or low >= self.high else None
 
-    def room(self, low: float, high: float) -> float:
-        """The distance of an interval from the nearest end; negative if part of it lies outside."""
-        return min(low - self.low, self.high - high)
-
 
 @dataclass(frozen=True)
 class Compare:
@@ -85,7 +81,7 @@ class Claim:
         stated, stated_at: The commit in which the claim last changed, and its time; empty until it is committed.
         ours: Whether the sentence is this project's, not the paper's.
         metric: For differences of cells, in points: the headline metric of each run's best epoch, or `unselected`, its
-            score without the gain from choosing an epoch (`lora.report.runs.with_unselected`).
+            score without the gain from choosing an epoch (`lora.report.claims.findings.differences`).
         measure: For ratios, a cost in results/efficiency/<device>/summary.json.
         count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records. `rate`:
             of the best of the learning rates that were tried.

@@ -27,18 +27,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
 from lora.cost.efficiency.summary import read_summaries
-from lora.records.analysis import Analyses, compared
+from lora.records.analysis import Analyses
 from lora.records.record import RunRecord
 from lora.report.claims.findings import Finding, checked, count_ratios, on_runs, ratios
 from lora.report.claims.statements import Claim
 from lora.report.stats import LEVEL, ON_ROWS, holm
 
-SCORES = ("best", "last", "unselected")  # of a run: columns of `lora.report.runs`
+SCORES = ("best", "last", "unselected")  # of a run
 LATER = "stated later"
 WORDS = {True: "supported", False: "contradicted", None: "undecided"}
 
@@ -117,11 +117,12 @@ def judge(
     for claim in claims:
         others: dict[str, dict[str, list[Finding]]] = {}
         if claim.metric is not None:
-            others = dict(zip(SCORES, on_runs(claim, runs, SCORES), strict=True))
+            others = on_runs(claim, runs, SCORES)
             found = others.pop(claim.metric)
             for about, findings in found.items():
+                ends = [analyses.over_rows(one.runs, claim.metric) for one in findings]
                 found[about] = [
-                    with_rows(one, analyses.examples.get(compared(one.runs, claim.metric))) for one in findings
+                    replace(one, rows_low=low, rows_high=high) for one, (low, high) in zip(findings, ends, strict=True)
                 ]
         elif claim.measure is not None:
             measured = {str(path.parent.relative_to(folder)): (path, summary) for path, summary in summaries.items()}
@@ -139,28 +140,21 @@ def judge(
     return verdicts
 
 
-def with_rows(found: Finding, entry: Mapping[str, Any] | None) -> Finding:
-    """The finding with the interval for other dev rows. `entry`: of the analysis, None if it was not computed."""
-    if entry is None or entry["both_low"] is None:
-        return found
-    return replace(found, rows_low=entry["both_low"], rows_high=entry["both_high"])
-
-
 def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> str | None:
     """What was known when the claim was stated, in words (`Verdict.stated_later`). `made_at`: run or file -> its start;
     UTC."""
-    known: dict[str, None] = {}
-    if not verdict.claim.stated_at:
+    begun = {run: datetime.fromisoformat(at) for run in verdict.records if (at := made_at.get(run))}
+    if not verdict.claim.stated_at or not begun:
         return None
-    stated, dated = datetime.fromisoformat(verdict.claim.stated_at), False
+    stated = datetime.fromisoformat(verdict.claim.stated_at)
+    before = {run for run, at in begun.items() if at < stated}
+    if any(before.issuperset(pair) for found in verdict.findings for pair in found.runs):
+        return LATER
+    known: dict[str, None] = {}
     for found in verdict.findings:
-        for pair in found.runs:
-            begun = [datetime.fromisoformat(made_at[run]) < stated if made_at.get(run) else None for run in pair]
-            dated = dated or begun != [None] * len(begun)
-            if all(begun):
-                return LATER
-            known |= {side: None for side, before in zip(found.sides, begun, strict=False) if before}
-    return (f"the runs of {' and '.join(known)} were known" if known else "") if dated else None
+        by_side = zip(found.sides, zip(*found.runs, strict=True), strict=False)  # costs and counts have no sides
+        known |= {side: None for side, runs in by_side if before.intersection(runs)}
+    return f"the runs of {' and '.join(known)} were known" if known else ""
 
 
 def verdict(claim: Claim, about: str, findings: Sequence[Finding]) -> Verdict:
