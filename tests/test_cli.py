@@ -69,8 +69,8 @@ def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path
 
 def test_a_sweep_ends_with_its_table_and_the_next_command(tmp_path, capsys):
     """The table shows the requested runs only, although the folder has records of other experiments."""
-    for experiment in ("glue_table2", "lora_ranks"):
-        populate(tmp_path / "small", "small", [f"experiment={experiment}", "task=cola,rte", "seed=1"])
+    for experiment, tasks in (("glue_table2", "cola,rte"), ("lora_ranks", "cola")):
+        populate(tmp_path / "small", "small", [f"experiment={experiment}", f"task={tasks}", "seed=1"])
     capsys.readouterr()
     arguments = ["experiment=glue_table2", "task=cola", "seed=1", f"runtime.results={tmp_path}/small"]
     print_sweep("small", ["profile=small", *arguments])

@@ -191,7 +191,7 @@ def test_a_tuned_rate_is_that_of_the_option_and_of_what_makes_another_method_of_
     (rank_4,) = select_runs("small", [*asked, "method=lora", "method.rank=4", "method.targets=[q]"])
     assert rank_4.config.train.lr == 1e-3
     both = select_runs("small", [*asked, "method=lora", "method.scaling=lora,rslora"])
-    with pytest.raises(UserError, match=r"with method=lora, then with method=lora method\.scaling=rslora; or"):
+    with pytest.raises(UserError, match=r"with method=lora, then with method=lora method\.scaling=rslora, and with"):
         check_tuning(both, path)
 
 

@@ -5,6 +5,7 @@ import tiny
 from machines import inject
 from synthetic import populate
 
+from lora.errors import UserError
 from lora.report.build import build
 from lora.report.command import files
 from lora.report.runs import method_label
@@ -78,16 +79,17 @@ def test_runs_that_no_experiment_expects_have_a_table_of_their_own(tmp_path):
     assert sorted(tables["own"]["Method"]) == ["LoRA (qv, r8), lr=0.0005", "LoRA (qv, r8), lr=0.002"]
     assert not report.state.extra
     lora = tables["table2"].set_index("Method").loc["LoRA (qv, r8)"]
-    assert lora["Seeds"] == "0 to 1"  # the others are never in the paper's tables
+    assert lora["Seeds"] == "1"  # the others are never in the paper's tables
 
 
-@pytest.mark.parametrize("asked", ["minilm", "local", "nothing"])
+@pytest.mark.parametrize("asked", ["method", "place", "nothing"])
 def test_two_encoders_stand_in_one_table_whichever_is_asked_for(asked, tmp_path):
     """The fused kernels do not cover DistilBERT, which the command about another encoder cannot know."""
-    there = [*ONE, "model=local", f"model.path={tiny.folder(tmp_path / 'distil', 'distilbert')}"]
+    path = f"model.path={tiny.folder(tmp_path / 'distil', 'distilbert')}"
+    there = [*ONE, "model=local", path]
     populate(tmp_path / "mini", "mini", ONE)
     (other,) = populate(tmp_path / "mini", "mini", there)
-    report, tables = tables_of(tmp_path, "mini", {"minilm": ONE, "local": there, "nothing": []}[asked])
+    report, tables = tables_of(tmp_path, "mini", {"method": ONE, "place": [path], "nothing": []}[asked])
     assert "own" not in tables and not report.state.extra
     assert set(tables["table2"]["Model"]) == {"minilm", other.model}
     assert {row for row in tables["table2"]["Method"] if row.startswith("LoRA")} == {"LoRA (qv, r8)"}
@@ -104,8 +106,8 @@ def test_a_folder_of_one_encoder_is_reported_without_naming_it(tmp_path):
     assert not report.state.missing and set(report.state.ok) == {run.run_id for run in runs}
     assert tables["table2"]["Method"].tolist() == ["LoRA (qv, r8)"] and "own" not in tables
     assert tables["table2"]["Seeds"].tolist() == ["2"]
-    with_seed, _ = tables_of(tmp_path, "mini", ["seed=3"])
-    assert with_seed.state.missing  # runs that a command selects are expected
+    with pytest.raises(UserError, match=r"none of the 2 runs of .* has seed=3: python -m lora -m profile=mini seed=3"):
+        tables_of(tmp_path, "mini", ["seed=3"])
 
 
 @pytest.mark.parametrize(

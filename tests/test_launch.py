@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import tiny
 from commands import lora
 
 from lora.cli import main
@@ -89,6 +90,15 @@ def test_a_job_that_would_hold_a_gpu_and_train_on_the_cpu_is_refused(tiny_overri
     monkeypatch.setattr(launch.shutil, "which", lambda name: name)
     with pytest.raises(UserError, match=r"launcher.gpus=1 holds GPUs, but 2 runs .* add train.kernels=stock"):
         launched(monkeypatch, tiny_overrides, "seed=1,2", "launcher=slurm", "launcher.gpus=1", "train.kernels=fused")
+
+
+def test_cut_weights_are_one_message_before_the_first_run(tiny_overrides, tmp_path):
+    folder = tiny.folder(tmp_path / "encoder", "bert")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    said = refused(tiny_overrides, f"model.path={folder}", f"model.name={folder.name}")
+    assert said.count("model.safetensors is not a whole file of weights") == 1
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("mode", [["-m"], []], ids=["a sweep", "one run"])

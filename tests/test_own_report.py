@@ -70,7 +70,7 @@ def test_a_task_of_ones_own_gets_an_answer(moods):
 
 def test_an_undecided_answer_says_how_many_seeds_would_tell():
     values = np.array([3.0, -2.0, 1.0])
-    rows = {"task": "rte", "seed": range(3), "device": "a CPU"}
+    rows = {"task": "rte", "seed": range(3), "device": "a CPU", "terms": ""}
     groups = {
         "A": pd.DataFrame({**rows, "run_id": ["a", "b", "c"], "best": 0.5}),
         "B": pd.DataFrame({**rows, "run_id": ["d", "e", "f"], "best": 0.5 + values / 100}),
@@ -87,7 +87,7 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
 
 
 def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_answer():
-    rows = {"task": "rte", "seed": range(5), "device": "a CPU"}
+    rows = {"task": "rte", "seed": range(5), "device": "a CPU", "terms": ""}
     groups = {
         name: pd.DataFrame({**rows, "run_id": [f"{name}{seed}" for seed in range(5)], "best": best})
         for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))
@@ -108,7 +108,7 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
 
 def test_a_tuned_method_is_not_judged_against_an_untuned_one():
     """By the records, whatever the file of rates says now."""
-    rows = {"task": "rte", "seed": range(5), "device": "a CPU"}
+    rows = {"task": "rte", "seed": range(5), "device": "a CPU", "terms": ""}
     groups = {
         name: pd.DataFrame({**rows, "run_id": [f"{name}{seed}" for seed in range(5)], "best": best})
         for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))

@@ -201,7 +201,7 @@ def test_bad_rows_are_named(kind, tmp_path):
 
 def test_bad_rows_are_one_message_of_every_command_and_leave_nothing_behind(tmp_path):
     path, message = bad_rows("an unknown label", tmp_path)
-    for words in (["profile=own"], ["-m", "profile=own"], ["report", "own"]):
+    for words in (["profile=own"], ["-m", "profile=own"], ["status", "own"]):
         done = lora(*words, f"task={path}", *folders(tmp_path))
         assert (done.returncode, done.stdout) == (2, ""), words
         assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -225,6 +225,10 @@ def test_status_of_a_profile_that_was_never_launched_writes_nothing(tmp_path, mo
     populate(tmp_path / "results" / "mini", "mini", ["method=full", "rates=null"])
     main(["status", "mini"])
     assert "more runs of the profile are not asked for" in capsys.readouterr().out
+    (other,) = select_runs("mini", [*ASKED, "method=bitfit", "seed=1"])
+    write_run(tmp_path / "results" / "mini", other, 0.5)
+    main(["status", "mini"])
+    assert "1 other record in results/mini, which no launch asks for now" in capsys.readouterr().out
 
 
 def test_status_as_json_names_every_run(tmp_path, capsys):

@@ -133,7 +133,8 @@ def test_what_slurm_puts_back_into_its_queue_is_done_by_the_same_command(tiny_ov
 def test_jobs_that_the_cluster_refuses_leave_nothing(tiny_overrides, tmp_path):
     code, output = finish(grid(tiny_overrides, tmp_path, *RUNS, "seed=1,2", "launcher.partition=absent"))
     assert code == 2 and "error: Slurm refused the jobs: sbatch: error: " in output
-    assert not list(tmp_path.iterdir())
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"plan.json", "plan.lock", "launch.json"}, "what was asked for, and no run"
 
 
 def test_a_sweep_with_parents_completes_in_packs(tiny_overrides, tmp_path):

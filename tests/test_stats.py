@@ -29,7 +29,7 @@ def runs(values: dict[tuple[str, int], float], slug: str = "lora") -> pd.DataFra
         {"run_id": f"{slug}.{task}.s{seed}", "task": task, "seed": seed, "best": value, "device": "a CPU"}
         for (task, seed), value in values.items()
     ]
-    return pd.DataFrame(rows, columns=["run_id", "task", "seed", "best", "device"])
+    return pd.DataFrame(rows, columns=["run_id", "task", "seed", "best", "device"]).assign(terms="")
 
 
 def test_runs_are_paired_by_task_and_seed():

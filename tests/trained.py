@@ -8,7 +8,7 @@ from lora.training import loop
 
 
 def planned(config: RunConfig) -> PlannedRun:
-    return PlannedRun(config, TASKS[config.task])
+    return PlannedRun(config, TASKS[config.task], ("adhoc",))
 
 
 def run(config: RunConfig, *report):

@@ -256,14 +256,20 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
                 f"{name}.path={section.path} would not be read, because {name}.source is {section.source}: add {way}"
             )
     options = {group: chosen_option(group, overrides) for group in OPTIONS}
-    return PlannedRun(run, task, options=options, stated=stated_settings(overrides))
+    return PlannedRun(run, task, options=options, stated=stated_settings(overrides, usual))
 
 
-def stated_settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """Setting -> its value, without groups, what names a run otherwise, and places."""
+def stated_settings(overrides: Sequence[str], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Setting -> its value, where overrides state another than conf/ has. Without groups, places, and what names a run
+    otherwise. `usual`: the sections without the overrides."""
     parsed = (parsed_override(override) for override in overrides)
     plain = {one.key_or_group: one.value() for one in parsed if not is_group(one.key_or_group)}
-    return {key: value for key, value in plain.items() if key not in (*TOP, "rates") and not key.startswith(PLACED)}
+    own = {key: value for key, value in plain.items() if key not in (*TOP, "rates") and not key.startswith(PLACED)}
+    return {key: value for key, value in own.items() if _at(usual, key) != value}
+
+
+def _at(sections: Mapping[str, Any], key: str) -> Any:
+    return functools.reduce(lambda section, name: (section or {}).get(name), key.split("."), dict(sections))
 
 
 def _is_source(override: Override) -> bool:

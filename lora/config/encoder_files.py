@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from lora.config.run import ModelConfig
 from lora.data.embedded import model_folder
 from lora.errors import UserError, first_line
@@ -111,7 +113,13 @@ def weights_name(where: str, commit: str | None, config: ModelConfig) -> str:
 
 
 def hash_weights(folder: str) -> str:
-    """One hash over a folder's config and weight files."""
+    """One hash over a folder's config and weight files. Raises: UserError: If one is cut or no weights."""
+    for path in Path(folder).glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="np"):
+                pass  # reads the header, and compares its sizes with the file's
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is not a whole file of weights: {first_line(error)}") from error
     return hash_files(folder, ["config.json", *sorted(path.name for path in Path(folder).glob("*.safetensors"))])
 
 

@@ -9,11 +9,12 @@ from lora.config.run import RunConfig
 # Shown in other columns, or derived from other settings. Every other setting that names a run is compared.
 ELSEWHERE = ("seed", "task", "protocol", "start", "start_run", "model.name", "method.name")
 RANK = re.compile(r"-r\d+x?")
-ROWS = "data.train_rows"  # told if any two runs of a task differ in it: scores on more rows are no fair comparison
+# told if any two runs of a task differ in what was asked for: such scores are no fair comparison
+ROWS, EPOCHS = "data.train_rows", "train.epochs"
 TARGETS = "method.targets"  # here only if modules are named in full, which the slug does not show
 
 
-Run = Any  # planned or shown: with run_id, model, protocol, method, slug, start, task, and its `columns`
+Run = Any  # planned or shown: with run_id, model, protocol, method, slug, start, task, and its `columns` and `terms`
 
 
 def columns(config: RunConfig) -> dict[str, str]:
@@ -52,15 +53,15 @@ def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
         values = usual.setdefault((run.model, run.protocol, run.method, run.task), run.columns)
         usual[run.model, run.protocol, run.method, run.task] = dict(values.items() & run.columns.items())
     places: dict[Hashable, list[Run]] = {}
-    sizes: dict[str, set[str]] = {}
+    terms: dict[str, set[str]] = {}
     for run in runs:
         targets = RANK.sub("", run.slug)
         places.setdefault((run.model, run.protocol, run.method, targets, run.start, run.task), []).append(run)
-        sizes.setdefault(run.task, set()).add(run.columns.get(ROWS, "null"))
+        terms.setdefault(run.task, set()).add(run.terms)
     found: dict[str, str] = {}
     for several in places.values():
         keys = dict.fromkeys(key for run in several for key in run.columns)
-        told_always = {TARGETS} | ({ROWS} if len(sizes[several[0].task]) > 1 else set())
+        told_always = {TARGETS} | {key for key in (ROWS, EPOCHS) if differs(key, terms[several[0].task])}
         varied = [k for k in keys if k in told_always or len({run.columns.get(k, "null") for run in several}) > 1]
         for run in several:
             known = usual.get((run.model, run.protocol, run.method, run.task), {})
@@ -72,3 +73,9 @@ def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
             ]
             found[run.run_id] = ", ".join(words)
     return found
+
+
+def differs(key: str, terms: Iterable[str]) -> bool:
+    """Whether terms such as `epochs=usual, train_rows=null` differ in a setting."""
+    name = key.rpartition(".")[2]
+    return len({part for text in terms for part in text.split(", ") if part.startswith(name)}) > 1

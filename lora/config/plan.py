@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +29,11 @@ from lora.files import ROOT, cached_by_file, outputs_of, read_object, write_atom
 from lora.records.record import RunRecord, load_records
 
 SCHEMA = 1
-FILE, LAUNCH, LOCK = "plan.json", "launch.json", ".plan.lock"
+FILE, LAUNCH, LOCK = "plan.json", "launch.json", "plan.lock"
 ADHOC, OWN_TASK = "adhoc", "own_task"  # in place of an experiment: a grid of the command's own; a user's task
 LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
 OF_RUN = ("seed", "start_seed", "start_run")  # what tells the runs of a group apart
 PLACES = (("data", "path"), ("model", "path"))
-PLACE_KEYS = ("data.path", "model.path", "runtime.outputs")  # noted in launch.json
 
 
 @dataclass(frozen=True)
@@ -267,10 +266,14 @@ def question(run: PlannedRun) -> str:
 
 def write_plan(folder: Path, plan: Plan) -> Plan:
     """Write a plan, if it differs from the file's. The caller holds its lock."""
-    content, path = to_json(plan), folder / FILE
+    write_changed(folder / FILE, to_json(plan))
+    return replace(plan, is_written=True)
+
+
+def write_changed(path: Path, content: bytes) -> None:
+    """Write a file, unless it has this content: on a full disk, nothing needs to be written again."""
     if not path.exists() or path.read_bytes() != content:
         write_atomically(path, content)
-    return replace(plan, is_written=True)
 
 
 def to_json(plan: Plan) -> bytes:
@@ -296,38 +299,43 @@ def to_json(plan: Plan) -> bytes:
 # Places.
 
 
-def read_launch(folder: Path) -> dict[str, Any]:
-    """Where the last launch into a folder found rows and encoder: `data.path`, ..., and `tasks`, name -> folder."""
+@dataclass(frozen=True)
+class Launch:
+    """Where the last launches into a folder found rows and encoder, and left checkpoints. `tasks`: name -> folder."""
+
+    data: str | None = None
+    model: str | None = None
+    outputs: str | None = None
+    tasks: dict[str, str] = field(default_factory=dict)
+
+
+def read_launch(folder: Path) -> Launch:
     try:
-        return read_object(folder / LAUNCH)
+        return build(Launch, read_object(folder / LAUNCH))
     except UserError:  # none, or one that the next launch writes anew
-        return {}
+        return Launch()
 
 
 def outputs_here(folder: Path, words: Sequence[str]) -> str:
     """Where checkpoints and adapters of a folder's runs lie: as the command says, or as the last launch did."""
-    given = place(words, "runtime.outputs") or read_launch(folder).get("runtime.outputs")
-    return given or outputs_of(str(folder))
+    return place(words, "runtime.outputs") or read_launch(folder).outputs or outputs_of(str(folder))
 
 
 def note_launch(folder: Path, runs: Iterable[PlannedRun]) -> None:
     """Note where a launch finds the rows and the encoder of its runs."""
-    noted = read_launch(folder)
+    noted = dataclasses.asdict(read_launch(folder))
     for run in runs:
         config = run.config
-        for key, value in zip(PLACE_KEYS, (config.data.path, config.model.path, config.runtime.outputs), strict=True):
-            noted |= {} if value is None else {key: str(Path(value).absolute())}
-        if run.task.folder is not None:
-            noted.setdefault("tasks", {})[run.task.name] = str(run.task.folder)
-    write_atomically(folder / LAUNCH, f"{json.dumps(noted, indent=1, sort_keys=True)}\n".encode())
+        paths = {"data": config.data.path, "model": config.model.path, "outputs": config.runtime.outputs}
+        noted |= {key: str(Path(path).absolute()) for key, path in paths.items() if path is not None}
+        noted["tasks"] |= {} if run.task.folder is None else {run.task.name: str(run.task.folder)}
+    write_changed(folder / LAUNCH, f"{json.dumps(noted, indent=1, sort_keys=True)}\n".encode())
 
 
 def planned_tasks(results: str | Path) -> dict[str, Task]:
     """Name -> the task, of the user-defined ones of a plan, with the folders of the last launch."""
     found = {run.task.name: run.task for run in read_plan(results).runs.values() if run.task.own is not None}
-    places = read_launch(Path(results)).get("tasks", {})
-    folders = {name: Path(places.get(name) or task.folder or "") for name, task in found.items()}
-    return {
-        name: replace(task, folder=folders[name] if folders[name].is_absolute() and folders[name].is_dir() else None)
-        for name, task in found.items()
-    }
+    folders = read_launch(Path(results)).tasks
+    places = {name: Path(folders[name]) if name in folders else task.folder for name, task in found.items()}
+    known = {name: folder for name, folder in places.items() if folder is not None and folder.is_dir()}
+    return {name: replace(task, folder=known.get(name)) for name, task in found.items()}

@@ -70,9 +70,10 @@ def place(words: Sequence[str], key: str) -> str | None:
 
 
 def selecting(words: Sequence[str]) -> list[str]:
-    """The settings that words select by: all but places, and experiment=null, which means any."""
+    """The settings that words select by: all but places, experiment=null and `auto`, which mean any."""
     given = parse_words(words)
-    return [key for key in given if not key.startswith(PLACES) and (key, given[key]) != ("experiment", [None])]
+    free = [key for key, values in given.items() if values == ["auto"] or (key, values) == ("experiment", [None])]
+    return [key for key in given if not key.startswith(PLACES) and key not in free]
 
 
 def select(runs: Iterable[PlannedRun], words: Sequence[str]) -> list[PlannedRun]:
@@ -107,7 +108,7 @@ def values_of(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list[Any]
         if value is ...:
             return []
     if key in ("model", "method"):
-        return [value.name, run.options.get(key)]
+        return [value.name, run.options.get(key), getattr(value, "source", None)]  # model=local: its source
     return [[*value] if isinstance(value, tuple) else value]
 
 

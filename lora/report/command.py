@@ -172,17 +172,13 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def print_sweep(profile: str, arguments: Sequence[str], brief: bool = False) -> None:
-    """Print the tables of a folder's planned runs at the end of a sweep and, unless `brief`, the next command.
-
-    Args:
-        arguments: The sweep's. Those that name places count.
-    """
-    places = [one for one in arguments if one.startswith(("runtime.results=", "rates="))]
+    """Print the tables of a sweep at its end and, unless `brief`, the next command. `arguments`: the sweep's."""
+    own = [argument for argument in arguments if not argument.startswith("profile=")]
     try:
-        show(build(profile, places), of_sweep=True)
+        show(build(profile, own), of_sweep=True)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
-    command = shlex.join([sys.executable, "-m", "lora", "report", profile, *places])
+    command = shlex.join([sys.executable, "-m", "lora", "report", profile, *own])
     if not brief:
         print(f"next: {command}  # figures and report.html")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -153,7 +154,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     if known and not asked:
         launch = shlex.join(["python", "-m", "lora", "-m", f"profile={profile}", *overrides])
         raise UserError(f"none of the {len(known)} runs of {folder} has {' '.join(overrides)}: {launch} trains them")
-    by_tune = {run.run_id for run in asked if run.experiments == (TUNING,)}
+    by_tune = {run.run_id for run in known.values() if run.experiments == (TUNING,)}
     by_tune |= {r.run_id for r in records if r.config["runtime"].get("group") == TUNING and r.run_id not in plan.runs}
     expected = [run for run in asked if run.experiments and run.run_id not in by_tune]
     left = known.keys() - {run.run_id for run in asked}  # of other settings than those selected
@@ -165,7 +166,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     state = replace(state, ok=ok, extra=extra, problems=(*state.problems, *broken))
     refuse_mixed_rows(frame)
     dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
-    wanted = {name: [run for run in expected if name in run.experiments] for name in EXPERIMENTS}
+    wanted = by_experiment(expected, parse_words(overrides).get("experiment"))
     parents = {run.parent for run in wanted["mnli_start"]}  # whose table does not show them
     listed = [(n, r) for n, runs in wanted.items() for r in runs if n != "mnli_start" or r.run_id not in parents]
     named = {run.run_id for _, run in listed} | parents
@@ -181,8 +182,22 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     runs = pd.concat(tables) if tables else every
     is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides), tasks)
-    tuning = tuple(record for record in there if record.status == "ok" and record.run_id in by_tune)
+    tuning = tuple(record for record in records if record.run_id in by_tune)
     return Gathered(*where, runs[~is_rate], runs[is_rate], tuning, frame, state)
+
+
+def by_experiment(runs: Sequence[PlannedRun], given: Sequence[Any] | None) -> dict[str, list[PlannedRun]]:
+    """Experiment -> its runs. Runs of a command's own grid stand among the others where there is a main table.
+
+    Args:
+        given: The experiments that a command names: only these have runs. [None] (experiment=null): all runs stand in
+            one table, whatever asked for them.
+    """
+    if given == [None]:
+        runs = [replace(run, experiments=(ADHOC if run.task.own is None else OWN_TASK,)) for run in runs]
+    names = [name for name in EXPERIMENTS if given in (None, [None]) or name in given]
+    wanted = {name: [run for run in runs if name in names and name in run.experiments] for name in EXPERIMENTS}
+    return wanted | ({ADHOC: []} if any(wanted[name] for name in MAIN if name != ADHOC) else {})
 
 
 def placed(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
@@ -209,11 +224,14 @@ def refuse_mixed_rows(frame: pd.DataFrame) -> None:
 
 def run_here(record: RunRecord, gathered: Gathered) -> PlannedRun:
     """The run of a record, with the places of this machine: those that the command names, or the last launch noted."""
-    settings, task = dict(record.config), gathered.tasks[record.config["task"]]
-    noted = read_launch(gathered.folder)
-    for section, key in (("model", "path"), ("data", "path"), ("data", "source")):
-        if given := place(gathered.overrides, f"{section}.{key}") or noted.get(f"{section}.{key}"):
-            settings[section] = settings[section] | {key: given}
+    task, noted = gathered.tasks[record.config["task"]], read_launch(gathered.folder)
+    model, data = (dict(record.config[section]) for section in ("model", "data"))
+    data["source"] = place(gathered.overrides, "data.source") or data["source"]
+    if data["source"] in ("tsv", "parquet"):
+        data["path"] = place(gathered.overrides, "data.path") or noted.data or data["path"]
+    if model["source"] == "local":
+        model["path"] = place(gathered.overrides, "model.path") or noted.model or model["path"]
+    settings = record.config | {"model": model, "data": data}
     return PlannedRun(run_config(settings, task), task)
 
 

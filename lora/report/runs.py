@@ -1,6 +1,8 @@
 """The frame of a report: one row per run of a table, trained or not. Every table is made from its rows.
 
-Columns: experiment; the setting of the run (`FACTS`), and `columns`, all that name it; `label`, the name of its row;
+Columns: experiment; the setting of the run (`FACTS`), and `columns`, all that name it; `terms`, the epochs and train
+rows in which two runs must agree to be compared: what a command states, not what conf/ gives each method; `label`, the
+name of its row;
 `kind`, one of `KINDS`; and, if it is trained, the columns of `lora.records.record.load_frame` and `collapsed`.
 """
 
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lora.config.labels import columns, labels
+from lora.config.labels import EPOCHS, ROWS, columns, labels
 from lora.config.plan import ADHOC, OWN_TASK
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS, task_order
@@ -95,13 +97,18 @@ KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows; a table 
 
 def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str] = ()) -> pd.DataFrame:
     """What is known of runs before they are trained. `dropped`: settings that do not count."""
-    rows = [
-        {"experiment": experiment, "run_id": run.run_id, "model": run.model, "protocol": run.protocol}
-        | {"slug": run.slug, "method": run.method, "start": run.start, "task": run.task.name, "metric": run.task.metric}
-        | {"seed": run.seed, "columns": {k: v for k, v in columns(run.config).items() if k not in dropped}}
-        for experiment, run in expected
-    ]
-    return pd.DataFrame(rows, columns=["experiment", "run_id", *FACTS, "metric", "columns"])
+    rows = []
+    for experiment, run in expected:
+        named = {key: value for key, value in columns(run.config).items() if key not in dropped}
+        if run.train_rows == run.task.official_rows["train"]:
+            named[ROWS] = "null"  # all rows, however they were asked for
+        facts = {"experiment": experiment, "run_id": run.run_id, "model": run.model, "protocol": run.protocol}
+        facts |= {"slug": run.slug, "method": run.method, "start": run.start, "seed": run.seed, "columns": named}
+        facts |= {"task": run.task.name, "metric": run.task.metric}
+        epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
+        facts["terms"] = f"epochs={epochs}, train_rows={named[ROWS]}"
+        rows.append(facts)
+    return pd.DataFrame(rows, columns=["experiment", "run_id", *FACTS, "metric", "terms", "columns"])
 
 
 def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

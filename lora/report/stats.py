@@ -74,14 +74,14 @@ def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "be
 
     Args:
         one, other: Rows of the frame of runs, each of one method, with one run per task and seed.
-    Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points). Runs without a partner or a
-        value are excluded.
+    Returns: Columns task, seed, run_id, run_id_other, difference (one - other, in points). Runs without a partner of
+        the same terms, or without a value, are excluded.
     """
-    keys = ["task", "seed"]
+    keys = ["task", "seed", "terms"]
     one, other = (side[[*keys, "run_id", column]] for side in (one, other))  # merging all columns is slow
     pairs = one.merge(other, on=keys, suffixes=("", "_other"))
     pairs["difference"] = (100 * (pairs[column] - pairs[f"{column}_other"])).round(DIGITS)
-    return pairs[[*keys, "run_id", "run_id_other", "difference"]].dropna().reset_index(drop=True)
+    return pairs[["task", "seed", "run_id", "run_id_other", "difference"]].dropna().reset_index(drop=True)
 
 
 def by_seed(pairs: pd.DataFrame, tasks: Sequence[str]) -> pd.Series:
@@ -205,13 +205,14 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], score: str = "best") -> pd.Dat
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
         average, over the seeds' averages), needed (`seeds_needed` to tell the two apart), runs (pairs of run_ids).
     """
-    scores, names = (
+    scores, names, terms = (
         {label: group.pivot(index="seed", columns="task", values=value) for label, group in groups.items()}
-        for value in (score, "run_id")
+        for value in (score, "run_id", "terms")
     )
     rows = []
     for other, one in combinations(groups, 2):  # the later one minus the earlier
-        pairs = (100 * (scores[one] - scores[other])).round(DIGITS).dropna(axis=1, how="all")
+        alike = terms[one].eq(terms[other].reindex_like(terms[one]))
+        pairs = (100 * (scores[one] - scores[other])).where(alike).round(DIGITS).dropna(axis=1, how="all")
         tasks = task_order(pairs.columns)
         tables = [table.reindex(pairs.index, columns=tasks).to_numpy() for table in (pairs, names[one], names[other])]
         places = {task: [i] for i, task in enumerate(tasks)} | ({"Avg.": slice(None)} if len(tasks) > 1 else {})

@@ -144,42 +144,44 @@ def main(arguments: argparse.Namespace) -> None:
     usual = RESULTS / profile if name != profile else f"results/{name}"
     folder = Path(place(words, "runtime.results") or usual)
     outputs = outputs_here(folder, words)
-    plan = read_plan(folder)
-    for problem in plan.problems:
+    for problem in read_plan(folder).problems:
         print(f"left out: {problem}", file=sys.stderr)
-    if plan.runs:
-        runs = [run for run in select(plan.runs.values(), words) if run.experiments]
-        if not runs:
-            raise UserError(f"no planned run of {folder} has {' '.join(words)}: {launches(name, words)} trains them")
-    else:
-        runs = select_runs(name, words, measure="assumed")
     if arguments.records and not arguments.forget:
         raise UserError("--records goes with --forget")
     if arguments.forget:
-        forget(folder, outputs, runs, arguments.records)
+        forget(folder, outputs, words, arguments.records)
         return
+    never = [] if read_plan(folder).runs else select_runs(name, words, measure="assumed")
+
+    def asked() -> list[PlannedRun]:
+        return [run for run in select(read_plan(folder).runs.values(), words) if run.experiments] or never
 
     def look() -> dict[str, RunStatus]:
-        return statuses(runs, folder, outputs, own_records(folder))
+        return statuses(asked(), folder, outputs, own_records(folder))
 
+    found = look()
+    if not found:
+        raise UserError(f"no planned run of {folder} has {' '.join(words)}: {launches(name, words)} trains them")
     if arguments.watch and sys.stdout.isatty():
         watch(profile, look)
         return
-    found = look()
     if arguments.json:
-        states = {run.run_id: found[run.run_id]._asdict() | {"experiments": run.experiments} for run in runs}
-        print(json.dumps({"profile": profile, "launched": bool(plan.runs), "runs": states}, indent=1))
+        runs = {run_id: status._asdict() for run_id, status in found.items()}
+        print(json.dumps({"profile": profile, "launched": not never, "runs": runs}, indent=1))
         return
     print(text(profile, found))
-    most = sum(most_seconds(run) for run in runs if found[run.run_id] == RunStatus("waiting", None)) / 3600
+    others = set() if words else {record.run_id for record in load_records(folder)[0]} - found.keys()
+    if others:
+        print(f"{counted(len(others), 'other record')} in {folder}, which no launch asks for now")
+    most = sum(most_seconds(run) for run in asked() if found[run.run_id] == RunStatus("waiting", None)) / 3600
     if most > 0:
         print(f"at most {most:,.1f} device hours for the unknown ones, at {TERAFLOPS} assumed TFLOP/s sustained")
-    if not plan.runs:
+    if never:
         print(f"never launched: {launches(name, words)} trains these runs")
     elif not words:
         with suppress(UserError):  # a profile that needs a task
             more = {run.run_id for run in select_runs(name, [f"runtime.results={folder}"], True, "assumed")}
-            if count := len(more - plan.runs.keys()):
+            if count := len(more - read_plan(folder).runs.keys()):
                 print(f"{counted(count, 'more run')} of the profile are not asked for")
 
 
@@ -188,23 +190,24 @@ def launches(profile: str, words: Sequence[str]) -> str:
     return shlex.join([sys.executable, "-m", "lora", "-m", f"profile={profile}", *words])
 
 
-def forget(folder: Path, outputs: str, runs: Sequence[PlannedRun], finished: bool) -> None:
+def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> None:
     """Remove runs that no worker trains from a plan, with their checkpoints and failed records.
 
     Args:
+        words: Which runs (`lora.config.select`). None: all, and records that are not in the plan.
         finished: Whether to remove finished runs too, with their records, predictions and adapters.
     """
     notes = read_notes(outputs)
     with locked(folder) as plan:
-        now = state_of(runs, *load_records(folder))
-        gone = [run.run_id for run in runs if run.run_id not in notes and (finished or run.run_id not in now.ok)]
+        records = {record.run_id: record.status for record in load_records(folder)[0]}
+        chosen = [run.run_id for run in select(plan.runs.values(), words)]
+        chosen += [] if words else sorted(records.keys() - plan.runs.keys())
+        gone = [i for i in chosen if i not in notes and (finished or records.get(i) != "ok")]
         for run_id in gone:
             print(f"forgotten: {run_id}")
-            for path in (record_path(folder, run_id), predictions_path(folder, run_id)):
-                path.unlink(missing_ok=True)
-            for path in (checkpoint_path(outputs, run_id), note_path(outputs, run_id)):
-                path.unlink(missing_ok=True)
+            places = (record_path, folder), (predictions_path, folder), (checkpoint_path, outputs), (note_path, outputs)
+            for path, where in places:
+                path(where, run_id).unlink(missing_ok=True)
             shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
-        left = {run_id: run for run_id, run in plan.runs.items() if run_id not in gone}
-        write_plan(folder, replace(plan, runs=left))
-    print(f"{counted(len(gone), 'run')} forgotten, {counted(len(runs) - len(gone), 'run')} left of those selected")
+        write_plan(folder, replace(plan, runs={i: run for i, run in plan.runs.items() if i not in gone}))
+    print(f"{counted(len(gone), 'run')} forgotten, {counted(len(chosen) - len(gone), 'run')} left of those selected")

@@ -55,12 +55,11 @@ def ensure_record(run: PlannedRun, mistakes_fail: bool) -> RunRecord:
     check_batch(config.train, world_size())  # before the lock, which creates a folder
     if rank() != 0:
         return train(run, mistakes_fail)
-    check_writable(runtime.results)
+    for folder in (runtime.results, runtime.outputs):
+        check_writable(folder)
     if not mistakes_fail:
         again = (before := kept_record(config)) is not None and before.status == "ok"
         print("\n".join([f"{config.run_id}:", *about([run], int(again))]), flush=True)
-        note_launch(Path(runtime.results), [run])
-        add_to_plan(runtime.results, [run])  # as a sweep of one
     with held(runtime.outputs, config.run_id) as note:
         record = usable_record(config) or train(run, mistakes_fail, note)  # another may just have ended
     if record.status == "ok" and usable_record(config) is None:
@@ -104,7 +103,7 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
 
         watchers.append(Tracked(config))
     if note is not None and not mistakes_fail:
-        watchers.append(Display(run, note))
+        watchers += [Display(run, note), SweepOfOne(run)]
     called, written = [*watchers, *([note] if note else [])], None
     try:
         try:
@@ -128,6 +127,22 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
     finally:
         for watcher in watchers:
             watcher.end(written)
+
+
+class SweepOfOne:
+    """Adds a single run to the plan at its first step: a mistake in its settings has shown by then."""
+
+    def __init__(self, run: PlannedRun):
+        self.left = [run]
+
+    def __call__(self, progress: Any) -> None:
+        while self.left:
+            run = self.left.pop()
+            note_launch(Path(run.config.runtime.results), [run])
+            add_to_plan(run.config.runtime.results, [run])
+
+    def end(self, record: RunRecord | None) -> None:
+        """Nothing is left to add."""
 
 
 def write(run: PlannedRun, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
