@@ -17,6 +17,7 @@ from commands import lora
 from comparing import equal_science
 from trained import ensure_record
 
+from lora.config.plan import read_plan
 from lora.files import ROOT
 from lora.records.record import load_records
 from lora.sweep.notes import read_notes
@@ -121,6 +122,8 @@ def assert_complete(folder, expected):
         left = [p.name for p in (folder / "outputs" / name).glob("*")]
         assert not left, f"left in {name}: {left}"
     assert not list((folder / "results").rglob(".*")), "half-written files of killed workers"
+    plan = read_plan(folder / "results")
+    assert plan.is_written and not plan.problems and plan.runs.keys() >= by_id.keys()
     return records
 
 

@@ -6,7 +6,7 @@ What a run was is read from its record, and which runs were asked for from the f
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,17 @@ from typing import Any
 
 import pandas as pd
 
-from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, outputs_here, planned_tasks, read_launch, read_plan, run_of
+from lora.config.plan import (
+    ADHOC,
+    LEARNING_RATE,
+    OWN_TASK,
+    Plan,
+    outputs_here,
+    planned_tasks,
+    read_launch,
+    read_plan,
+    run_of,
+)
 from lora.config.rates import FILE, TUNING, Rate, read_rates
 from lora.config.run import PlannedRun, run_config
 from lora.config.select import parse_words, place, select
@@ -142,14 +152,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     records, problems = load_records(folder)
     files = filter(None, map(task_file, parse_words(overrides).get("task", ())))  # whose rows may have moved
     tasks = dict(TASKS) | planned_tasks(folder) | {task.name: task for task in map(read_task, files)}
-    known, unknown = dict(plan.runs), []
-    for record in records:
-        if record.status == "ok" and record.run_id not in known:
-            run = run_of(record, tasks)
-            if isinstance(run, str):
-                unknown.append(run)
-            elif run.run_id == record.run_id:
-                known[record.run_id] = replace(run, experiments=())
+    known, unknown = known_runs(plan, records, tasks)
     asked = select(known.values(), overrides)
     if known and not asked:
         launch = shlex.join(["python", "-m", "lora", "-m", f"profile={profile}", *overrides])
@@ -184,6 +187,22 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     where = (profile, folder, own, reference, is_reference, tuple(overrides), tasks)
     tuning = tuple(record for record in records if record.run_id in by_tune)
     return Gathered(*where, runs[~is_rate], runs[is_rate], tuning, frame, state)
+
+
+def known_runs(
+    plan: Plan, records: Iterable[RunRecord], tasks: Mapping[str, Task]
+) -> tuple[dict[str, PlannedRun], list[str]]:
+    """run_id -> run, of the plan and of other `ok` records that this version names by their settings; and a message for
+    each record whose task or settings it does not know."""
+    known, unknown = dict(plan.runs), []
+    for record in records:
+        if record.status == "ok" and record.run_id not in known:
+            run = run_of(record, tasks)
+            if isinstance(run, str):
+                unknown.append(run)
+            elif run.run_id == record.run_id:
+                known[record.run_id] = replace(run, experiments=())
+    return known, unknown
 
 
 def by_experiment(runs: Sequence[PlannedRun], given: Sequence[Any] | None) -> dict[str, list[PlannedRun]]:
