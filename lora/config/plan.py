@@ -161,9 +161,10 @@ def planned(
     return PlannedRun(config, tasks[name], entry.experiments, group.options, group.stated)
 
 
-def experiments() -> set[str]:
+@functools.cache
+def experiments() -> frozenset[str]:
     """Every name that a run's experiments may have."""
-    return {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")} | {ADHOC, TUNING}
+    return frozenset(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")) | {ADHOC, TUNING}
 
 
 def adopted(folder: Path) -> Plan:
