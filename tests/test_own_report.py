@@ -21,7 +21,7 @@ from lora.config.rates import Rate, write_rates
 from lora.records.analysis import Analyses, compared
 from lora.records.record import write_record
 from lora.report.build import build
-from lora.report.comparisons import answers, pairs_table, rates_table
+from lora.report.comparisons import answers, origins_of, pairs_table, rates_table
 from lora.report.page import page
 from lora.report.runs import facts_of
 from lora.report.stats import all_pairs
@@ -106,24 +106,32 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
         assert line.endswith(f"n = 5: {word}")
 
 
-def test_a_tuned_method_is_not_judged_against_an_untuned_one():
-    """By the records, whatever the file of rates says now."""
+def test_methods_are_judged_only_if_their_rates_were_chosen_alike():
     rows = {"task": "rte", "seed": range(5), "device": "a CPU", "terms": ""}
     groups = {
         name: pd.DataFrame({**rows, "run_id": [f"{name}{seed}" for seed in range(5)], "best": best})
         for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))
     }
-    pairs = all_pairs(groups).assign(model="minilm")
+    pairs, refused = (
+        all_pairs(groups).assign(model="minilm"),
+        "not judged, because their learning rates were not chosen",
+    )
     for of_a, of_b, word in (
-        ("tuned", "tuned", "higher"),
-        ("default", "default", "higher"),
-        ("tuned", "stated", "higher"),
-        ("tuned", "default", "not judged, because A alone has tuned learning rates"),
-        ("conf", "tuned", "not judged, because B alone has tuned learning rates"),
+        ("tuned, of 3 values", "tuned, of 3 values", "higher"),
+        ("untuned", "untuned", "higher"),
+        ("tuned, of 3 values", "untuned", f"{refused} alike: untuned and tuned, of 3 values"),
+        ("tuned, of 7 values", "tuned, of 3 values", f"{refused} alike: tuned, of 3 values and tuned, of 7 values"),
     ):
         origins = dict.fromkeys(groups["A"]["run_id"], of_a) | dict.fromkeys(groups["B"]["run_id"], of_b)
         (line,) = answers(pairs, Analyses(), origins)
         assert line.endswith(f"n = 5: {word}")
+
+
+def test_how_a_rate_was_chosen_is_read_from_the_record_and_the_file():
+    about = {"model": "minilm", "protocol": "ours", "task": "rte", "rate_name": "lora", "lr": [1e-3, 1e-3, 2e-3, 1e-3]}
+    runs = pd.DataFrame({**about, "run_id": [*"abcd"], "rate_from": ["tuned", "conf", "tuned", "stated"]})
+    rates = [Rate("minilm", "ours", "rte", "lora", 1e-3, (0,), {1e-3: 0.5, 2e-3: 0.4, 3e-3: 0.1})]
+    assert origins_of(runs, rates) == {"a": "tuned, of 3 values", "b": "untuned", "c": "tuned"}
 
 
 def test_two_tasks_of_ones_own_get_an_answer_each_and_no_average(moods):

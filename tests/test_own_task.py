@@ -399,6 +399,15 @@ def scored(folder: Path, low: float, high: float) -> Path:
     return write_task(folder, **SCORED | {"range": [low, high]})
 
 
+def test_a_range_whose_squares_overflow_has_a_spread(tmp_path):
+    for split in ("train", "dev"):
+        write_csv(tmp_path / f"{split}.csv", [("a", -1e300), ("b", 1e300), ("c", 0)])
+    task = read_task(write_task(tmp_path, **SCORED | {"range": [-1e300, 1e300]}))
+    assert task.label_std == pytest.approx(1e300 * np.sqrt(2 / 3))
+    with pytest.raises(UserError, match=r"range must be \[lowest, highest\], finite"):
+        read_task(write_task(tmp_path, **SCORED | {"range": [-1e308, 1e308]}))
+
+
 def test_scores_that_are_equal_in_float32_are_other_rows(tmp_path):
     prints = []
     for score in (1e9 + 0.25, 1e9 + 0.75):

@@ -15,11 +15,11 @@ from synthetic import populate, write_run
 
 from lora.cli import main
 from lora.config.compose import parsed_override
-from lora.config.plan import FILE, add_to_plan, planned_tasks, read_plan
+from lora.config.plan import FILE, LAUNCH, Launch, add_to_plan, planned_tasks, read_launch, read_plan
 from lora.config.select import parse_words, select
 from lora.errors import UserError
-from lora.files import ROOT
-from lora.records.record import load_records, record_path, write_record
+from lora.files import ROOT, write_atomically
+from lora.records.record import adapter_path, load_records, record_path, write_record
 from lora.report.build import build
 from lora.sweep.request import select_runs
 
@@ -102,6 +102,9 @@ def test_a_folder_without_a_plan_is_read_by_its_records_and_adopted(tmp_path):
     assert new.config.train.precision == "bf16", "as the records of the encoder"
     add_to_plan(tmp_path / "mini", [new])
     assert read_plan(tmp_path / "mini").runs.keys() == ids([*runs, new])
+    asked = [*ASKED, "method=lora", "seed=1", "train.precision=bf16", "method.rank=4"]
+    add_to_plan(tmp_path / "mini", select_runs("mini", asked))
+    assert all(run.experiments for run in read_plan(tmp_path / "mini").runs.values()), "none of them is replaced"
 
 
 @pytest.mark.parametrize(
@@ -185,6 +188,7 @@ def test_settings_select_by_value_and_places_do_not(tmp_path):
     rate = {f"{run.config.train.lr:e}" for run in runs if run.method == "full"}.pop()
     for words, chosen in (
         (["data.path=/nowhere", "runtime.outputs=/x", "launcher=slurm", "rates=null"], lambda run: True),
+        (["data.max_length=128"], lambda run: run.config.data.max_length == 128),
         (["method=lora", "seed=1,2"], lambda run: run.method == "lora" and run.seed in (1, 2)),
         ([f"train.lr={rate}"], lambda run: f"{run.config.train.lr:e}" == rate),
         (["method.targets=[q,v]"], lambda run: getattr(run.config.method, "targets", ()) == ("q", "v")),
@@ -255,6 +259,37 @@ def test_unfinished_runs_are_forgotten_and_with_records_finished_ones_too(tmp_pa
     left = {run.run_id for run in runs if run.run_id in left and run.seed != 2}
     assert read_plan(tmp_path).runs.keys() == left == {record.run_id for record in load_records(tmp_path)[0]}
     assert {path.stem for path in (tmp_path / "predictions").iterdir()} == left
+
+
+def test_forget_takes_no_more_than_what_is_selected(tmp_path, capsys):
+    runs = populate(tmp_path / "mini", "mini", ["experiment=null", "task=reviews", "method=lora,dora", "seed=1"])
+    where = f"runtime.results={tmp_path}/mini"
+    adapter = adapter_path(tmp_path / "mini" / "outputs", runs[0].run_id)
+    write_atomically(adapter, b"")
+    for words, message in (
+        (["rates=null"], "rates=null selects no runs, and --forget removes what is selected"),
+        (["data.path=/x"], "data.path=/x selects no runs"),
+        (["data.max_length=99"], "0 runs forgotten"),
+    ):
+        main(["status", "mini", where, *words, "--forget", "--records"])
+        shown = capsys.readouterr()
+        assert message in shown.err + shown.out and len(load_records(tmp_path / "mini")[0]) == 2
+    shutil.copytree(tmp_path / "mini", tmp_path / "copy")
+    main(["status", "mini", f"runtime.results={tmp_path}/copy", "--forget", "--records"])
+    assert adapter.exists() and not load_records(tmp_path / "copy")[0]
+    main(["status", "mini", where, "method=lora", "--forget", "--records"])
+    (left,) = load_records(tmp_path / "mini")[0]
+    assert left.config["method"]["dora"]
+    assert main(["status", "reference/mini", "--forget"]) == 2
+
+
+def test_a_launch_file_of_other_types_is_as_none(tmp_path):
+    runs = populate(tmp_path, "mini", [*ASKED, "method=lora", "seed=1"])
+    for content in ({"tasks": {"x": 7}}, {"tasks": []}, {"outputs": ["a"]}, []):
+        (tmp_path / LAUNCH).write_text(json.dumps(content))
+        assert read_launch(tmp_path) == Launch()
+    add_to_plan(tmp_path, runs)
+    assert read_launch(tmp_path).results == str(tmp_path)
 
 
 @pytest.mark.parametrize("profile", ["base", "decide", "long", "mini", "small"])

@@ -183,7 +183,7 @@ def _adopted(folder: Path, *changed: int) -> Plan:
     for record in load_records(folder)[0]:
         run = run_of(record, tasks)
         if isinstance(run, PlannedRun) and run.run_id == record.run_id:
-            runs[run.run_id] = run
+            runs[run.run_id] = replace(run, stated={"run_id": run.run_id})  # never replaced
             counts[choice_of(run)] += record.status == "ok"
     return Plan(runs, tuple(choice for choice, _ in counts.most_common()))
 
@@ -256,6 +256,7 @@ def add_to_plan(results: str | Path, asked: Iterable[PlannedRun]) -> Plan:
             config = replace(run.config, runtime=replace(run.config.runtime, save_adapter=saves))
             runs[run_id] = replace(run, config=config, experiments=named)
         choices = tuple(dict.fromkeys((*plan.choices, *map(choice_of, new.values()))))
+        note_launch(folder, new.values())
         return write_plan(folder, replace(plan, runs=runs, choices=choices))
 
 
@@ -294,7 +295,7 @@ def to_json(plan: Plan) -> bytes:
             tasks[run.task.name] = kept_facts(run.task)
     content = {"schema": SCHEMA, "groups": groups, "runs": entries, "tasks": tasks}
     content["choices"] = [dataclasses.asdict(choice) for choice in plan.choices]
-    return f"{json.dumps(content, sort_keys=True, indent=0, ensure_ascii=False)}\n".encode()
+    return f"{json.dumps(content, sort_keys=True, indent=0, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
 # Places.
@@ -302,8 +303,14 @@ def to_json(plan: Plan) -> bytes:
 
 @dataclass(frozen=True)
 class Launch:
-    """Where the last launches into a folder found rows and encoder, and left checkpoints. `tasks`: name -> folder."""
+    """Where the last launches into a folder found rows and encoder, and left checkpoints.
 
+    Args:
+        results: The folder itself: a copy of it has no checkpoints there.
+        tasks: Name -> folder.
+    """
+
+    results: str | None = None
     data: str | None = None
     model: str | None = None
     outputs: str | None = None
@@ -319,12 +326,14 @@ def read_launch(folder: Path) -> Launch:
 
 def outputs_here(folder: Path, words: Sequence[str]) -> str:
     """Where checkpoints and adapters of a folder's runs lie: as the command says, or as the last launch did."""
-    return place(words, "runtime.outputs") or read_launch(folder).outputs or outputs_of(str(folder))
+    noted = read_launch(folder)
+    there = noted.outputs if noted.results == str(folder.absolute()) else None
+    return place(words, "runtime.outputs") or there or outputs_of(str(folder))
 
 
 def note_launch(folder: Path, runs: Iterable[PlannedRun]) -> None:
-    """Note where a launch finds the rows and the encoder of its runs."""
-    noted = dataclasses.asdict(read_launch(folder))
+    """Note where a launch finds the rows and the encoder of its runs. The caller holds the plan's lock."""
+    noted = dataclasses.asdict(read_launch(folder)) | {"results": str(folder.absolute())}
     for run in runs:
         config = run.config
         paths = {"data": config.data.path, "model": config.model.path, "outputs": config.runtime.outputs}

@@ -14,7 +14,7 @@ from lora.config.run import PlannedRun
 from lora.data.own_task import definition_name, task_file
 from lora.errors import UserError
 
-PLACES = ("data.", "model.path", "runtime.", "launcher", "rates", "profile")
+PLACES = ("data.path", "data.source", "data.revision", "model.path", "runtime.", "launcher", "rates", "profile")
 PIECE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\[{(]|[\]})]|,|[^'"\[\](){},]+""")
 WORDS = {"null": None, "true": True, "false": False}
 
@@ -107,8 +107,10 @@ def values_of(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list[Any]
         value = value.get(name, ...) if isinstance(value, Mapping) else getattr(value, name, ...)
         if value is ...:
             return []
-    if key in ("model", "method"):
-        return [value.name, run.options.get(key), getattr(value, "source", None)]  # model=local: its source
+    if key == "method":
+        return [run.options.get(key, value.name)]  # dora and pissa are options of their own
+    if key == "model":
+        return [value.name, run.options.get(key), value.source]  # model=local: its source
     return [[*value] if isinstance(value, tuple) else value]
 
 

@@ -63,7 +63,7 @@ class Definition:
             both = "neither" if labels is None else "both"
             problems.append(f"labels (of a classification) or range (of a regression) must be stated, got {both}")
         elif labels is None:
-            ordered = len(self.range) == 2 and -math.inf < self.range[0] < self.range[1] < math.inf
+            ordered = len(self.range) == 2 and 0 < self.range[1] - self.range[0] < math.inf
             problems.check(ordered, "range", "[lowest, highest], finite numbers", self.range)
             problems.check(metric in OF_SCORES, "metric", f"{' or '.join(OF_SCORES)} with a range", metric)
         else:
@@ -152,7 +152,10 @@ def read_task(path: Path) -> Task:
     """
     definition, folder = read_definition(path), path.resolve().parent
     labels = {split: own_rows(definition, folder, split)["label"] for split in definition.files}
-    spread = None if definition.labels is not None else float(np.std(labels["validation"]))
+    spread = None
+    if definition.range is not None:
+        width = definition.range[1] - definition.range[0]
+        spread = width * float(np.std(np.divide(labels["validation"], width)))  # squares of 1e200 overflow
     kept = Kept(definition, {split: len(of_split) for split, of_split in labels.items()}, spread, str(folder))
     return make_task(definition_name(path), kept)
 

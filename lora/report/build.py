@@ -15,7 +15,7 @@ from lora.report.claims.headlines import Headline, findings_figure, headlines, r
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
-from lora.report.comparisons import answers, learning_rate_table, reference_table, repeated_table
+from lora.report.comparisons import answers, learning_rate_table, origins_of, reference_table, repeated_table
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
@@ -115,7 +115,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         tables += SHOWN[section.experiment](section)
         cells.append(section.summary.assign(experiment=section.experiment))
         if section.kind == "own" and section.experiment in MAIN:
-            lines += answers(section.pairs, analyses, frame.set_index("run_id")["rate_from"].to_dict())
+            lines += answers(section.pairs, analyses, origins_of(section.runs, gathered.rates))
     by_task = LAYERS in set(gathered.runs["experiment"])
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))

@@ -77,21 +77,20 @@ def pairs_table(pairs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str | None]) -> list[str]:
+def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str]) -> list[str]:
     """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: undecided; ...`, a line per pair and
     task.
 
     A method is higher or lower if all of the 95% interval over seeds is above or below 0, and not on fewer than
     `ENOUGH_SEEDS` pairs, as for the paper's claims; `on these dev rows` if the interval for other rows includes 0. A
-    tuned method is not judged against an untuned one. `origins`: run_id -> `rate_from`.
+    method is judged against another only if both rates were chosen alike. `origins`: as of `origins_of`.
     """
-    tuned = {run_id: origin == "tuned" for run_id, origin in origins.items() if origin in ("tuned", "conf", "default")}
     lines = []
     for row in pairs.dropna(subset=["mean"]).itertuples():
-        one, other = ({tuned[run_id] for run_id in side if run_id in tuned} for side in zip(*row.runs, strict=True))
+        one, other = ({origins[run_id] for run_id in side if run_id in origins} for side in zip(*row.runs, strict=True))
         if one and other and one != other:
-            better = row.one if one == {True} else row.other
-            word = f"not judged, because {better} alone has tuned learning rates"
+            chosen = " and ".join(" or ".join(sorted(side)) for side in (one, other))
+            word = f"not judged, because their learning rates were not chosen alike: {chosen}"
         elif row.n >= ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
             low, high = analyses.over_rows(row.runs, "best")
             word = ("higher" if row.low > 0 else "lower") + ON_ROWS * (low <= 0 <= high)
@@ -102,6 +101,17 @@ def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str |
         value = f"{interval_of(row).text}, n = {row.n}"
         lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}: {word}")
     return lines
+
+
+def origins_of(runs: pd.DataFrame, rates: Iterable[Rate]) -> dict[str, str]:
+    """run_id -> how its rate was chosen: `untuned`, or `tuned, of 3 values`. Without runs whose rate was stated."""
+    sizes = {(*rate.key, rate.lr): f"tuned, of {len(rate.tried)} values" for rate in rates}
+    found = {}
+    for run in runs.dropna(subset="rate_from").itertuples():
+        if run.rate_from != "stated":
+            tuned = sizes.get((run.model, run.protocol, run.task, run.rate_name, run.lr), "tuned")
+            found[run.run_id] = tuned if run.rate_from == "tuned" else "untuned"
+    return found
 
 
 def minus(runs: pd.DataFrame, base: str, score: str = "best") -> pd.DataFrame:

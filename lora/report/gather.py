@@ -42,6 +42,7 @@ from lora.report.runs import (
     PLACE,
     SUCCESSORS,
     UNTOLD,
+    agreed,
     facts_of,
     in_table_order,
     labelled,
@@ -180,7 +181,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     tables = []
     for n, of_name in found:
         compared = pd.concat([main, of_name]) if n == OWN else of_name  # other runs say in what they differ
-        names = labelled(compared, main, UNTOLD.get(n, ()), n != "mnli_start")
+        names = labelled(compared, main, agreed(of_name, UNTOLD.get(n, ())), n != "mnli_start")
         tables.append(in_table_order(names[names["experiment"].eq(n)]))
     runs = pd.concat(tables) if tables else every
     is_rate = runs["experiment"] == LEARNING_RATE

@@ -144,6 +144,12 @@ def labelled(
     return runs.assign(label=told_apart(runs, ["start"])) if start else runs
 
 
+def agreed(runs: pd.DataFrame, keys: Iterable[str]) -> list[str]:
+    """The settings in which all runs of a method on a task agree."""
+    places = [columns for _, columns in runs.groupby(["model", "slug", "start", "task"], sort=False)["columns"]]
+    return [key for key in keys if all(len({named.get(key) for named in of_cell}) == 1 for of_cell in places)]
+
+
 def told_apart(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:
     """The label of each run, with its encoder, protocol or start where runs of its label differ in it."""
     names = runs["label"]

@@ -8,12 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from lora.config.compose import chosen_option, read_overrides
-from lora.config.plan import add_to_plan, note_launch
+from lora.config.plan import add_to_plan, read_plan
 from lora.config.run import PlannedRun
 from lora.errors import UserError, listed
 from lora.files import check_writable
@@ -82,8 +81,10 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
             check(method)
         for folder in (results, outputs):
             check_writable(folder)
-    note_launch(Path(results), runs)
-    planned = add_to_plan(results, runs).runs
+    before, planned = read_plan(results).runs, add_to_plan(results, runs).runs
+    if replaced := [run_id for run_id, run in before.items() if run.experiments and not planned[run_id].experiments]:
+        what = counted(len(replaced), "planned run")
+        print(f"replaced: {what}, by other rates or lines of conf/ ({replaced[0]}, ...)")
     todo = [planned[run.run_id] for run in todo]  # an adapter is saved if any launch wanted it
     print("\n".join(announcement(settings, runs, now, todo, workers)), flush=True)
     done = now.ok.keys() - {run.run_id for run in todo}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lora.config.plan import locked, outputs_here, read_plan, write_plan
 from lora.config.rates import TUNING
 from lora.config.run import PlannedRun
-from lora.config.select import place, select
+from lora.config.select import PLACES, place, select
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.records.record import (
@@ -149,6 +149,10 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.records and not arguments.forget:
         raise UserError("--records goes with --forget")
     if arguments.forget:
+        if name != profile:
+            raise UserError("the committed runs are git's: --forget is for your own")
+        if idle := [word for word in words if word.startswith(PLACES) and not word.startswith("runtime.")]:
+            raise UserError(f"{idle[0]} selects no runs, and --forget removes what is selected: leave it out")
         forget(folder, outputs, words, arguments.records)
         return
     never = [] if read_plan(folder).runs else select_runs(name, words, measure="assumed")
@@ -191,18 +195,20 @@ def launches(profile: str, words: Sequence[str]) -> str:
 
 
 def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> None:
-    """Remove runs that no worker trains from a plan, with their checkpoints and failed records.
+    """Remove runs from a plan, with their checkpoints and failed records.
 
     Args:
         words: Which runs (`lora.config.select`). None: all, and records that are not in the plan.
         finished: Whether to remove finished runs too, with their records, predictions and adapters.
     """
     notes = read_notes(outputs)
+    if notes:
+        raise UserError(f"{min(notes)} is being trained: wait for the sweep, or stop it, before runs are forgotten")
     with locked(folder) as plan:
         records = {record.run_id: record.status for record in load_records(folder)[0]}
         chosen = [run.run_id for run in select(plan.runs.values(), words)]
         chosen += [] if words else sorted(records.keys() - plan.runs.keys())
-        gone = [i for i in chosen if i not in notes and (finished or records.get(i) != "ok")]
+        gone = [i for i in chosen if finished or records.get(i) != "ok"]
         for run_id in gone:
             print(f"forgotten: {run_id}")
             places = (record_path, folder), (predictions_path, folder), (checkpoint_path, outputs), (note_path, outputs)

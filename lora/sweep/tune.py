@@ -62,6 +62,8 @@ def main(given: argparse.Namespace) -> None:
         if best is None:
             without.append(line + (f"; {earlier[key]:g}, chosen earlier, stays in {path}" if key in earlier else ""))
             continue
+        if key in earlier and earlier[key] != best:
+            line += f"; replaces {earlier[key]:g}, chosen earlier"
         print(line)
         rates.append(Rate(*key, best, tuple(map(int, axes["seed"])), tried))
     if rates:

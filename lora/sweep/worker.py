@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
-from lora.config.plan import add_to_plan, note_launch
+from lora.config.plan import add_to_plan
 from lora.config.run import PlannedRun, RunConfig
 from lora.errors import DivergedError, UnfinishedError, UserError
 from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
@@ -138,7 +138,6 @@ class SweepOfOne:
     def __call__(self, progress: Any) -> None:
         while self.left:
             run = self.left.pop()
-            note_launch(Path(run.config.runtime.results), [run])
             add_to_plan(run.config.runtime.results, [run])
 
     def end(self, record: RunRecord | None) -> None:
