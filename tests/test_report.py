@@ -24,7 +24,7 @@ from lora.records.analysis import Analyses
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
 from lora.report.catalogue import ROWS, SHOWN, sections_of
-from lora.report.command import files, main_block, pages
+from lora.report.command import files, main_block, pages, print_sweep
 from lora.report.comparisons import REPEATED, change_table
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
@@ -293,6 +293,24 @@ def test_a_terminal_shows_every_score_within_its_width(whole, width, monkeypatch
     tables = [table for table in whole.tables if table.name in ("table2", "table5", "table6")]
     scores = {score for table in tables for score in re.findall(r"(?<!mean )\b\d\d\.\d\b", table.markdown())}
     assert len(tables) == 3 and len(scores) > 40 and scores <= set(re.findall(r"\b\d\d\.\d\b", text))
+
+
+def test_a_sweep_ends_with_one_screen(synthetic, whole, monkeypatch, capsys):
+    """The main table, or that of the experiment asked for, its claims and the reference in 40 lines of 80 columns."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    for asked, title, headlines in (
+        ([], "Table 2", {each.claim.headline for each in whole.verdicts if each.claim.experiment == "glue_table2"}),
+        (["experiment=lora_ranks"], "Table 6", {"A rank of one suffices for Wq and Wv."}),
+    ):
+        print_sweep("small", [f"runtime.results={synthetic / 'small'}", *asked], brief=True)
+        text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+        lines = text.splitlines()
+        assert len(lines) < 40 and max(map(len, lines)) <= 80
+        assert re.findall(r"^Table \d", text, re.MULTILINE) == [title]
+        words = " ".join(text.split())
+        assert headlines and all(headline.removesuffix(".") in words for headline in headlines)
+        assert "More on the page: " in text
 
 
 def test_a_narrow_terminal_shows_fewer_columns_and_no_part_of_a_number(whole, monkeypatch, capsys):

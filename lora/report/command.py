@@ -175,11 +175,12 @@ def print_sweep(profile: str, arguments: Sequence[str], brief: bool = False) -> 
     """Print the tables of a folder's planned runs at the end of a sweep and, unless `brief`, the next command.
 
     Args:
-        arguments: The sweep's. Those that name places count.
+        arguments: The sweep's. Those that name places and experiments count.
     """
     places = [one for one in arguments if one.startswith(("runtime.results=", "rates="))]
+    named = [one.partition("=")[2] for one in arguments if one.startswith("experiment=")]
     try:
-        show(build(profile, places), of_sweep=True)
+        show(build(profile, places), named[0].split(",") if named else MAIN)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
