@@ -118,8 +118,8 @@ def write(report: Report, folder: Path) -> None:
     content, pictures = files(report), {}
     for key, figure in report.figures.items():
         draw_changed(folder / "figures" / key, figure)
-        for path in (f"{key}.{form}" for form in forms(figure) if form.endswith("svg")):
-            pictures[path.removesuffix(".svg")] = (folder / "figures" / path).read_bytes()
+        for name in (f"{key}.{form}" for form in forms(figure) if form.endswith("svg")):
+            pictures[name.removesuffix(".svg")] = (folder / "figures" / name).read_bytes()
     for name, written in (content | {"report.html": page(report, pictures).encode()}).items():
         write_atomically(folder / name, written)
     kept = {*content, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}
