@@ -130,10 +130,11 @@ def intervals(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> 
 def findings(figure: Mapping[str, Any], narrow: bool) -> list[bytes]:
     """Draw the findings, a row each, as PNG and SVG. `narrow`: for a phone, with every label above its interval."""
     (panel,) = figure["panels"]
-    names = [fill(name, 55 if narrow else 50, break_on_hyphens=False) for name in panel["names"]]
-    ends = np.array([x for series in panel["series"] for key in ("y", "low", "high") for x in series.get(key, ())])
+    names = [fill(name, 52 if narrow else 50, break_on_hyphens=False) for name in panel["names"]]
+    values = [x for series in panel["series"] for key in ("y", "low", "high") for x in series.get(key, ())]
+    ends = np.array(values, float)  # nan: a row without an interval
     thick = 0.5 if narrow else 0.86
-    left, right = ends.min() - 0.5, ends.max() + 0.5
+    left, right = np.nanmin(ends) - 0.5, np.nanmax(ends) + 0.5
     with mpl.rc_context(STYLE):
         canvas = Canvas(
             figsize=(3.7 if narrow else 7.5, 1.3 + (0.72 if narrow else 0.42) * len(names)), layout="constrained"
@@ -144,7 +145,7 @@ def findings(figure: Mapping[str, Any], narrow: bool) -> list[bytes]:
             ax.barh(-place, stop - start, thick, start, color="#DCE9F5", zorder=0)
             ax.vlines(0, -place - thick / 2, -place + thick / 2, "0.6", linewidth=0.8)
             if narrow:
-                ax.text(left, 0.3 - place, name, va="bottom", fontsize=8.5, linespacing=1.05)
+                ax.text(left, 0.3 - place, name, va="bottom", fontsize=9, linespacing=1.05)
         for series in panel["series"]:
             x, y = np.array(series["y"], float), -np.array(series["x"], float)
             colour, marker, size = LOOKS[series["label"]]
