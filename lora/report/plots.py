@@ -136,9 +136,8 @@ def findings(figure: Mapping[str, Any], narrow: bool) -> list[bytes]:
     thick = 0.5 if narrow else 0.86
     left, right = np.nanmin(ends) - 0.5, np.nanmax(ends) + 0.5
     with mpl.rc_context(STYLE):
-        canvas = Canvas(
-            figsize=(3.7 if narrow else 7.5, 1.3 + (0.72 if narrow else 0.42) * len(names)), layout="constrained"
-        )
+        deep = 0.36 * max(2, *(1 + name.count("\n") for name in names)) if narrow else 0.42  # inches of a row
+        canvas = Canvas(figsize=(3.7 if narrow else 7.5, 1.3 + deep * len(names)), layout="constrained")
         ax = canvas.subplots()
         for place, (name, (low, high)) in enumerate(zip(names, panel["supports"], strict=True)):
             start, stop = left if low is None else low, right if high is None else high
