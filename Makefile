@@ -13,6 +13,19 @@ KNOWN := ARGS GLUE_DIR LATEST LAUNCHER MODEL MODEL_DIR PROFILE PYTHON REFERENCE 
 UNKNOWN := $(strip $(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(origin $(name))),$(name))))
 $(if $(UNKNOWN),$(error $(UNKNOWN) is not a variable of this Makefile ($(KNOWN)); settings are given as ARGS="setting=value"))
 $(foreach name,REFERENCE RETRY_FAILED,$(if $(filter-out 0 1,$($(name))),$(error $(name) must be 0 or 1, got $($(name)))))
+# `make help` shows these lines.
+#= PROFILE=small                                 what is trained: mini, small, long, base, decide, layers, paper or own
+#= GLUE_DIR=/path/to/glue                        folder of GLUE's files, a subfolder per task
+#= TASK=my_task.yaml                             a task of your own, with PROFILE=own
+#= MODEL_DIR=/path/to/encoder                    an encoder of your own, instead of the profile's
+#= ARGS="experiment=glue_table2 seed=1,2"        settings of conf/; test, bench, efficiency: their options
+#= LAUNCHER=slurm                                where runs are started: local, slurm or ray
+#= RETRY_FAILED=1                                train failed runs again
+#= REFERENCE=1                                   bench, efficiency: write to the committed results
+#= PYTHON=python3.12                             setup: the interpreter of .venv
+#= TORCH_INDEX=https://download.pytorch.org/whl/cpu  setup: index of another torch build
+#= LATEST=1                                      setup: the newest releases instead of the tested ones
+#= MODEL=mpnet_base                              setup: fetch that encoder too (405 MB)
 export PROFILE TASK GLUE_DIR MODEL_DIR RETRY_FAILED TORCH_INDEX LAUNCHER
 
 # The overrides that the variables stand for, in the shell's array `overrides`. ARGS are last, so that they win.
@@ -40,13 +53,15 @@ READY := .venv/ready
 NEWEST := $(if $(wildcard .venv/latest),1,0)
 LATEST ?= $(NEWEST)
 
-help: ## List the targets
+help: ## List the targets and the variables
 	@sed -nE 's/^([a-z-]+):.* ## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
+	printf '\nVariables, each with an example:\n'
+	sed -nE 's/^#= ([^=]+=("[^"]*"|[^ ]*)) +(.*)/\1\t\3/p' Makefile | while IFS=$$'\t' read -r example text; do printf '%-44s %s\n' "$$example" "$$text"; done
 
-setup: $(READY) ## Create .venv and fetch the embedded model and texts (PYTHON=interpreter, TORCH_INDEX=index of another torch build, LATEST=1: newest releases, MODEL=mpnet_base: that encoder too, 405 MB)
+setup: $(READY) ## Create .venv and fetch the embedded model and texts
 	@$(VENV) -m lora fetch $(if $(findstring command,$(origin MODEL)),$(MODEL))
 
-reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper|own and print the tables (TASK=file, GLUE_DIR=, MODEL_DIR=, LAUNCHER=, RETRY_FAILED=1, ARGS="experiment=glue_table2 ...")
+reproduce-glue: setup ## Train the missing runs of PROFILE and print the tables
 	@$(OVERRIDES)
 	retry=()
 	if [ "$${RETRY_FAILED:-0}" = 1 ]; then retry=(runtime.retry_failed=true); fi
@@ -56,14 +71,14 @@ reproduce-glue: setup ## Train the missing runs of PROFILE=mini|small|long|paper
 	$(VENV) -m lora report --brief "$$PROFILE" "$${overrides[@]}" || report=$$?
 	exit $$((sweep ? sweep : report))
 
-tune: setup ## Choose the learning rates of PROFILE's methods by trying several (variables as in reproduce-glue; ARGS="method=lora,dora")
+tune: setup ## Choose the learning rates of PROFILE's methods by trying several
 	@$(OVERRIDES)
 	$(VENV) -m lora tune "profile=$$PROFILE" "$${overrides[@]}"
 
 test: setup ## Run the test suite in stages (ARGS="-k metrics -x" goes to pytest)
 	@$(VENV) tests/stages.py $(ARGS)
 
-status: $(READY) ## Show which runs of PROFILE are done, running, failed or waiting (variables as in reproduce-glue; ARGS="--watch")
+status: $(READY) ## Show which runs of PROFILE are done, running, failed or waiting (ARGS=--watch: until they end)
 	@$(OVERRIDES)
 	$(VENV) -m lora status "$$PROFILE" "$${overrides[@]}"
 

@@ -24,6 +24,7 @@ class Table:
         above: A line below the banner that states how the runs were trained.
         figures: Name -> data of the figures that the page shows next to it.
         folded: Whether the page shows it only on request.
+        experiment: The one whose runs it shows, if it is a table of one.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Table:
     above: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     folded: bool = False
+    experiment: str = ""
 
     def files(self) -> dict[str, bytes]:
         """Path below results/<name>/ -> content."""

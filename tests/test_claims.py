@@ -289,6 +289,23 @@ def test_the_papers_differences_are_those_of_its_table():
     assert papers[7] == f"{91.3 - 91.3:+.1f} to {73.7 - 70.0:+.1f} (GPT-3 175B)"
 
 
+def test_the_findings_figure_shows_each_rows_word_bound_and_number():
+    """Against the table, which another function writes."""
+    report = build("reference/long")
+    rows = {row.cells["#"]: row for row in report.headlines if not row.is_aside}
+    (panel,) = report.figures["findings"]["panels"]
+    names = dict(enumerate(panel["names"]))
+    words = {names[x]: series["label"] for series in panel["series"][:-1] for x in series["x"]}
+    assert len(words) == len(names) == len(panel["supports"]) == 10
+    for place, name in names.items():
+        row = rows[name.partition(".")[0]]
+        assert row.line["says"] in name and row.cells["Verdict"].startswith(words[name])
+        low, high = panel["supports"][place]
+        assert [-math.inf if low is None else low, math.inf if high is None else high] == [*row.found.bound[:2]]
+    text, highest = report.figures["findings"]["note"], max(max(s["y"]) for s in panel["series"])
+    assert f"Row 4 is off the scale: {rows['4'].cells['Here (95% interval)']}" in text and highest < 5
+
+
 def test_a_task_of_which_there_is_no_record_stays_in_the_average():
     planned = {"glue_table2": [*plan_of(task="rte"), *plan_of(task="rte", slug="full", method="full")]}
     cola = [*plan_of(task="cola"), *plan_of(task="cola", slug="full", method="full")]

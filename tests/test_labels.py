@@ -129,7 +129,7 @@ def test_each_row_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp
     wanted = [("60.0", "+10.0"), ("70.0", "+20.0")] if "alpha" in grid else [("60.0", "+10.0")] * 2
     assert [tuple(reference.loc[label]) for label in labels] == [("50.0", *values) for values in wanted]
     (line,) = compared(report)
-    assert f"4 of 4 runs; largest change of a cell {wanted[-1][1]}, {labels['alpha' in grid]} on reviews" in line
+    assert line == f"Reference: 4 of 4 runs, largest change {wanted[-1][1]} ({labels['alpha' in grid]}, reviews)"
 
 
 def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatch):

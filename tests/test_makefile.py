@@ -61,10 +61,14 @@ def calls(folder: Path) -> list[list[str]]:
     return [line[1:-1].split("][") for line in (folder / "calls").read_text().splitlines()]
 
 
-def test_make_alone_lists_every_target(clone: Path) -> None:
+def test_make_alone_lists_every_target_and_every_variable_with_an_example(clone: Path) -> None:
     listed = make(clone)
     assert listed.returncode == 0, listed.stderr
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == TARGETS
+    targets, _, variables = listed.stdout.partition("\n\nVariables, each with an example:\n")
+    assert [line.split()[0] for line in targets.splitlines()] == TARGETS
+    examples = dict(re.findall(r'^([A-Z_]+)=("[^"]+"|\S+) +\S', variables, re.MULTILINE))
+    known = re.search(r"^KNOWN := (.*)", MAKEFILE, re.MULTILINE)[1].split()
+    assert sorted(examples) == known and len(variables.splitlines()) == len(known)
     assert len(TARGETS) >= 6
     assert make(clone, "help").stdout == listed.stdout
     assert re.search(r"^\.PHONY: (.*)", MAKEFILE, re.MULTILINE)[1].split() == [*TARGETS, "FORCE"]

@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pandas as pd
 import pytest
-from own_tasks import write_task
+from own_tasks import write_csv, write_task
 from scipy import stats
 from synthetic import populate, write_run
 from test_results import record
@@ -18,9 +18,11 @@ from lora.config.compose import compose_run
 from lora.config.labels import labels
 from lora.config.plan import add_to_plan
 from lora.config.rates import Rate, write_rates
+from lora.files import ROOT
 from lora.records.analysis import Analyses, compared
 from lora.records.record import write_record
 from lora.report.build import build
+from lora.report.command import print_sweep
 from lora.report.comparisons import answers, origins_of, pairs_table, rates_table
 from lora.report.page import page
 from lora.report.runs import facts_of
@@ -66,6 +68,34 @@ def test_a_task_of_ones_own_gets_an_answer(moods):
     assert markdown(report).startswith(f"# Which method is better\n\n- {line}\n")
     shown = page(report, dict.fromkeys(report.figures, b"<svg/>"))
     assert line in shown and shown.index(line) < shown.index("<table")
+
+
+def test_the_readmes_task_gives_the_output_that_the_readme_shows(tmp_path, monkeypatch, capsys):
+    """Numbers follow the machine and are compared by their form; the rows and the words are not."""
+    section = (ROOT / "README.md").read_text().partition("## Your own data")[2].partition("\n## ")[0]
+    stated, _, shown, _ = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "my_task.yaml").write_text(stated)
+    for split in ("train", "dev"):
+        write_csv(
+            tmp_path / f"{split}.csv", [("a good film", "positive"), ("a bad film", "negative")], ("text", "label")
+        )
+    tried, rates = {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.4}, tmp_path / "rates.yaml"
+    asked = [f"task={tmp_path}/my_task.yaml", f"rates={rates}", "experiment=own_task", "seed=1,2,3,4,5", *FIXED]
+    one = compose_run([asked[0], "profile=own", "rates=null"])
+    names = (one.model.name, one.protocol, one.task)
+    write_rates(rates, [Rate(*names, method, 3e-3, (0,), tried) for method in ("full", "houlsby", "lora")])
+    scores = of_method(full=0.80, houlsby=0.70, lora=0.60)
+    populate(tmp_path / "own", "own", asked, scores)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_sweep("own", [f"runtime.results={tmp_path / 'own'}", asked[1]], brief=True)
+
+    def forms(text: str) -> list[str]:
+        plain = re.sub(r"\x1b\[[\d;]*m|[─ ]+|-[0-9a-f]{6}\b", " ", text)
+        return [re.sub(r"[+-]?\d+(\.\d+)?[kM]?", "0", line).strip() for line in plain.splitlines() if line.strip()]
+
+    printed = forms(capsys.readouterr().out)
+    assert forms(shown) == [line for line in printed if line in forms(shown)] and len(forms(shown)) > 6
 
 
 def test_an_undecided_answer_says_how_many_seeds_would_tell():

@@ -26,12 +26,14 @@ PROBE = """<script>addEventListener("load", () => {
   const shown = (element) => element.getClientRects().length > 0;
   found.fonts = [...document.querySelectorAll("p, td, th, li, summary")].filter(shown)
     .map((element) => parseFloat(getComputedStyle(element).fontSize));
-  found.drawn = [...document.querySelectorAll(".picture svg text")].map((text) => {
+  found.drawn = [...document.querySelectorAll(".picture svg text")].filter(shown).map((text) => {
     const scale = text.getScreenCTM();
     return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(scale.a, scale.b);
   });
   found.tables = [...document.querySelectorAll("table")].filter(shown).map((t) => t.getBoundingClientRect().right);
-  found.pictures = [...document.querySelectorAll(".picture svg")].map((svg) => svg.getBoundingClientRect().width);
+  const widths = (pictures) => [...document.querySelectorAll(pictures)].map((svg) => svg.getBoundingClientRect().width);
+  found.findings = widths("#figure-findings svg");
+  found.pictures = widths(".picture svg").filter((width) => width > 0);
   found.titles = [...document.querySelectorAll(".picture")].map(
     (figure) => figure.textContent.split(figure.querySelector("figcaption").textContent).length - 1);
   found.families = [...new Set([...document.querySelectorAll(".picture svg text, .picture figcaption")].map(
@@ -101,6 +103,7 @@ def test_it_renders_and_sorts(page, tmp_path):
     assert (found["down"], found["ariaDown"]) == (["22.6M", "80k", "78k", "74k", "40k"], "descending")
     assert len(found["pictures"]) >= 7 and min(found["pictures"]) > 300
     assert found["last"] == "Avg." and found["average"] <= 1400, "Table 2 is in view"
+    assert found["findings"][0] == 0 < 500 < found["findings"][1] <= 1400
     assert set(found["titles"]) == {1} and len(found["families"]) == 1  # each once, and all in the page's own font
 
 
@@ -109,6 +112,8 @@ def test_it_is_legible_on_a_phone(page, tmp_path):
     found = probe(page, tmp_path, 375)
     assert found["body"] <= 375
     assert min(found["fonts"]) >= 12 and min(found["drawn"]) >= 11
+    narrow, wide = found["findings"]
+    assert 300 < narrow <= 375 and wide == 0, "the findings have a picture of their own, which does not scroll"
 
 
 def test_it_needs_nothing_but_itself(page):

@@ -20,7 +20,7 @@ REFERENCE = ROOT / "results" / "reference"
 ROWS = {"Full fine-tuning": "full", "BitFit": "bitfit", "Houlsby adapters (m8)": "houlsby-m8"}
 ROWS |= {"Pfeiffer adapters (m16)": "pfeiffer-m16", "LoRA (qv, r8)": "lora-qv-r8", "LoRA (qkvo, r4)": "lora-qkvo-r4"}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "THIRD_PARTY.md", ROOT / "conf" / "README.md"]
-PAGES += [ROOT / "lora" / "adapters" / "README.md", *sorted((ROOT / "experiments").rglob("README.md"))]
+PAGES += [ROOT / "lora" / "adapters" / "README.md", *sorted((ROOT / "experiments").rglob("*.md"))]
 TASKS = {"SST-2": "sst2", "MRPC": "mrpc", "CoLA": "cola", "RTE": "rte", "STS-B": "stsb"}
 
 
@@ -111,11 +111,20 @@ def test_slopes_and_scores_by_parameters_have_scipys_intervals_of_their_seeds():
 def test_what_a_page_points_to_exists(page):
     text = page.read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    links += re.findall(r'<img src="([^"]+)"', text)
+    links += re.findall(r'<(?:img|source) [^>]*?(?:src|srcset)="([^"]+)"', text)
     places = re.findall(r"`((?:lora|conf|experiments|tests|notebooks)/[\w./-]+)`", text)
     broken = [link for link in links if link and not (page.parent / link).exists()]
     broken += [place for place in places if not (ROOT / place).exists()]
     assert not broken
+    anchored = [link.split("#") for link in re.findall(r"\]\(([^)\s]*#[^)\s]+)\)", text) if "://" not in link]
+    targets = [((page.parent / path if path else page).read_text(), anchor) for path, anchor in anchored]
+    assert not [anchor for target, anchor in targets if anchor not in anchors(target)]
+
+
+def anchors(text: str) -> set[str]:
+    """Those that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_commands_targets_and_options_on_the_pages_exist():

@@ -24,7 +24,7 @@ from lora.records.analysis import Analyses
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
 from lora.report.catalogue import ROWS, SHOWN, sections_of
-from lora.report.command import files, main_block, pages
+from lora.report.command import files, main_block, pages, print_sweep
 from lora.report.comparisons import REPEATED, change_table
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
@@ -295,6 +295,24 @@ def test_a_terminal_shows_every_score_within_its_width(whole, width, monkeypatch
     assert len(tables) == 3 and len(scores) > 40 and scores <= set(re.findall(r"\b\d\d\.\d\b", text))
 
 
+def test_a_sweep_ends_with_one_screen(synthetic, whole, monkeypatch, capsys):
+    """The main table, or that of the experiment asked for, its claims and the reference in 40 lines of 80 columns."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    for asked, title, headlines in (
+        ([], "Table 2", {each.claim.headline for each in whole.verdicts if each.claim.experiment == "glue_table2"}),
+        (["experiment=lora_ranks"], "Table 6", {"A rank of one suffices for Wq and Wv."}),
+    ):
+        print_sweep("small", [f"runtime.results={synthetic / 'small'}", *asked], brief=True)
+        text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+        lines = text.splitlines()
+        assert len(lines) < 40 and max(map(len, lines)) <= 80
+        assert re.findall(r"^Table \d", text, re.MULTILINE) == [title]
+        words = " ".join(text.split())
+        assert headlines and all(headline.removesuffix(".") in words for headline in headlines)
+        assert "More on the page: " in text
+
+
 def test_a_narrow_terminal_shows_fewer_columns_and_no_part_of_a_number(whole, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "50")
@@ -312,11 +330,10 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(tmp_pa
     folder = root / "results" / "reference" / "small"
     populate(folder, "small", PART)
     mark = "<!-- results:reference/small begin -->\nold\n<!-- results:reference/small end -->\n"
-    (root / "README.md").write_text(f"# x\n{mark}after\n")
     pages = [root / "experiments" / name / "README.md" for name in ("glue_table2", "lora_targets")]
     for path in pages:
         path.parent.mkdir(parents=True)
-        path.write_text(mark)
+        path.write_text(f"# x\n{mark}after\n")
     next((folder / "runs").glob("*.full.*.json")).write_text("{")
     stale = folder / "figures" / "stale.svg"  # of records that no longer exist
     stale.parent.mkdir()
@@ -330,10 +347,10 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(tmp_pa
     assert main(["report", "reference/small", "--pages"]) == 1
     assert not stale.exists() and (folder / "report.html").stat().st_size > 100_000
     assert "1 missing, 1 files left out" in capsys.readouterr().err
-    readme, of_table2, of_targets = (path.read_text() for path in (root / "README.md", *pages))
-    assert readme.startswith("# x\n") and readme.endswith("after\n") and "old" not in readme
-    found = [re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) runs", text) for text in (readme, of_table2)]
-    assert [int(one[2]) - int(one[1]) for one in found] == [1, 1] and found[0][0] == found[1][0], "the main table's"
+    of_table2, of_targets = (path.read_text() for path in pages)
+    assert of_table2.startswith("# x\n") and of_table2.endswith("after\n") and "old" not in of_table2
+    found = re.search(r"\*\*Not complete:\*\* (\d+) of (\d+) runs", of_table2)
+    assert int(found[2]) - int(found[1]) == 1, "the main table's"
     assert "Not complete" not in of_targets and "Rank" in of_targets
 
 

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from lora.report.build import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md")))}
+
+
+REFERENCES = ("base", "decide", "long", "mini", "small")
 
 
 class Runs:
@@ -76,11 +80,11 @@ def test_decide_shares_seeds_and_tasks_with_long_and_no_configuration(long, deci
     on_stsb = decide.frame[decide.frame["task"] == "stsb"]
     of_long = set(map(tuple, long.frame.loc[long.frame["start"] == "pretrained", place].itertuples(index=False)))
     shared = sum(tuple(row) in of_long for row in on_stsb[place].itertuples(index=False))
-    assert f"{shared} of its {len(on_stsb)} runs share seed and task" in page("experiments/README.md")
+    assert f"{shared} of its {len(on_stsb)} runs share seed and task" in page("experiments/plans/decide.md")
     assert f"Of the {len(on_stsb)} runs on STS-B, {shared} share seed and task" in page("experiments/VERDICTS.md")
     assert set(decide.frame["run_id"]).isdisjoint(long.frame["run_id"])
     alone = decide.minus("lora-qv-r4", "lora-qk-r4", "stsb").loc[11:13]
-    assert len(alone) == 3 and f"by {interval(alone).replace('+', '')}" in page("experiments/README.md")
+    assert len(alone) == 3 and f"by {interval(alone).replace('+', '')}" in page("experiments/plans/decide.md")
 
 
 def test_houlsby_adapters_are_above_lora_narrowly_and_on_mrpc_clearly(long):
@@ -91,15 +95,15 @@ def test_houlsby_adapters_are_above_lora_narrowly_and_on_mrpc_clearly(long):
     }
     best = by_score["best"]
     p = stats.ttest_1samp(best, 0, alternative="greater").pvalue
-    for name in ("README.md", "experiments/glue_table2/README.md"):
+    for name in ("experiments/README.md", "experiments/glue_table2/README.md"):
         assert f"p = {p:.4f}".replace("0.", ".") in page(name) and p < 0.0125
     dropped = [stats.ttest_1samp(best.drop(seed), 0, alternative="greater").pvalue > 0.0125 for seed in best.index]
-    assert sum(dropped) == 4 and "any one of four" in page("README.md")
+    assert sum(dropped) == 4 and "any one of four" in page("experiments/README.md")
     text = page("experiments/glue_table2/README.md")
     last, others = (by_score[score].mean() for score in ("last", "others"))
     assert f"By the last epoch ({last:+.1f}) and the unselected score ({others:+.1f})" in text
     on_mrpc = long.minus("houlsby-m8", "lora-qv-r8", "mrpc")
-    assert f"On MRPC alone it is clear ({on_mrpc.mean():+.1f}" in page("README.md")
+    assert f"On MRPC alone it is clear ({on_mrpc.mean():+.1f}" in page("experiments/README.md")
 
 
 def test_lora_is_below_full_fine_tuning_on_each_task_by_the_best_epoch(long):
@@ -108,14 +112,14 @@ def test_lora_is_below_full_fine_tuning_on_each_task_by_the_best_epoch(long):
         assert all(long.minus(slug, "full", task).mean() < 0 for task in tasks)
     level = long.minus("lora-qv-r8", "full", "stsb", "others").mean()
     average = sum(long.minus("lora-qv-r8", "full", task, "others") for task in tasks) / 3
-    assert f"({level:+.1f}), and the average is {interval(average)}" in page("README.md")
+    assert f"({level:+.1f}), and the average is {interval(average)}" in page("experiments/README.md")
 
 
 def test_mnli_and_rte_without_the_start(long):
     mnli = long.frame[long.frame["task"] == "mnli"].set_index("slug")["best"] * 100
     assert len(mnli) == 3
     full, houlsby, lora = (f"{mnli[slug]:.1f}" for slug in ("full", "houlsby-m8", "lora-qv-r8"))
-    for name in ("README.md", "experiments/glue_table2/README.md"):
+    for name in ("experiments/README.md", "experiments/glue_table2/README.md"):
         assert f"full fine-tuning {full}, Houlsby adapters {houlsby}, LoRA {lora}" in page(name)
     assert f"score {full} (full fine-tuning), {houlsby} (Houlsby adapters) and {lora}" in page(
         "experiments/mnli_start/README.md"
@@ -123,7 +127,7 @@ def test_mnli_and_rte_without_the_start(long):
     rte = long.scores("lora-qv-r8", "rte")
     low, high = stats.ttest_1samp(rte, 0).confidence_interval(0.95)
     assert f"end at {rte.mean():.1f} ({low:.1f} to {high:.1f})" in page("experiments/mnli_start/README.md")
-    assert f"LoRA without the start scores {rte.mean():.1f}" in page("README.md")
+    assert f"LoRA without the start scores {rte.mean():.1f}" in page("experiments/README.md")
 
 
 def test_ranks_4_and_8_are_below_rank_64_after_holm(decide):
@@ -167,7 +171,7 @@ def test_by_seed_loras_best_rate_on_cola_is_10_and_20_times_full_fine_tunings(lo
 
 def test_how_many_records_come_from_uncommitted_changes():
     dirty = {}
-    for name in ("base", "decide", "long", "mini", "small"):
+    for name in REFERENCES:
         records = load_records(ROOT / "results" / "reference" / name)[0]
         dirty[name] = (sum(one.provenance["code"]["dirty"] for one in records if one.provenance), len(records))
     assert f"Of the {dirty['small'][1]} records of `small`, {dirty['small'][0]} come from" in page(
@@ -199,7 +203,7 @@ def test_what_the_dev_rows_alone_leave():
         if ".lora-qv-r8." in first and ".full." in other and len(tasks) == 1:
             halves[tasks[0]] = f"±{(one['examples_high'] - one['examples_low']) / 2:.1f}"
     text = f"{halves['cola']} points on CoLA, {halves['mrpc']} on MRPC and {halves['stsb']} on STS-B"
-    assert text in page("README.md")
+    assert text in page("experiments/README.md")
 
 
 def test_every_commit_on_a_page_is_an_ancestor():
@@ -216,3 +220,25 @@ def test_every_commit_on_a_page_is_an_ancestor():
     }
     assert len(named) > 8 and {word for word in named if not any(one.startswith(word) for one in known)} == set()
     assert not [path for path, text in PAGES.items() if re.search(r"\btag `", text)]
+
+
+def test_the_dates_of_the_runs():
+    started = [
+        one.started_at[:10] for name in REFERENCES for one in load_records(ROOT / "results" / "reference" / name)[0]
+    ]
+    first, last = (date.fromisoformat(day) for day in (min(started), max(started)))
+    assert f"All runs date from {first.day} {first:%B} to {last.day} {last:%B %Y}" in page("README.md")
+
+
+def test_each_page_answers_first_with_intervals_that_a_table_shows():
+    """Those of the README's findings, or of the page's own generated tables."""
+    shown = re.search(r"<!-- findings begin -->(.*?)<!-- findings end -->", PAGES[ROOT / "README.md"], re.DOTALL)[1]
+    answers = {path: text.split("\n\n")[1] for path, text in PAGES.items() if "**Answer.**" in text}
+    assert len(answers) == 10
+    for path, answer in answers.items():
+        tables = shown + "".join(line for line in PAGES[path].splitlines() if line.startswith("|"))
+        words = " ".join(answer.split())
+        assert words.startswith("**Answer.** ") and answer.count("\n") < 8, path
+        for interval_shown in re.findall(r"[+-]\d+\.\d%? \([^)]+ to [^)]+\)", words):
+            low_high = interval_shown.partition(" ")[2].strip("()")
+            assert interval_shown in tables or f"| {low_high} |" in tables, (path, interval_shown)

@@ -98,7 +98,8 @@ class Section:
         suffix, banner = SUFFIXES[self.kind], tuning_banner(self.runs) if self.kind == "own" else BANNERS[self.kind]
         drawn = {f"{key}{suffix}": figure for key, figure in figures.items() if figure is not None}
         title = f"{title} ({self.gathered.name})"
-        return Table(f"{file}{suffix}", title, cells, words, tuple(notes), banner, self.above, drawn)
+        about = (tuple(notes), banner, self.above, drawn)
+        return Table(f"{file}{suffix}", title, cells, words, *about, experiment=self.experiment)
 
 
 def methods(section: Section) -> list[Table]:

@@ -19,7 +19,7 @@ from lora.report.claims.headlines import findings_block
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.comparisons import REPEATED
 from lora.report.export import write_csv, write_latex
-from lora.report.figures import Figure
+from lora.report.figures import Figure, forms
 from lora.report.gather import options as profile_options
 from lora.report.page import page
 from lora.report.runs import HEAD_RATE, LAYERS, MAIN, SUCCESSORS
@@ -28,7 +28,6 @@ from lora.table import in_page, markdown
 
 # folder of experiments/ -> the tables on its page
 PAGES = {
-    "glue_table2": ("table2",),
     "lora_targets": ("table5",),
     "lora_ranks": ("table6", REPEATED),
     "mnli_start": ("mnli_start",),
@@ -59,7 +58,8 @@ def pages(report: Report) -> dict[Path, str]:
     progress = report.progress(*report.gathered.runs["experiment"].unique())
     above = [progress, ""] if progress else []
     with_bounds = "\n".join([*above, markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])
-    blocks = [(ROOT / "README.md", mark, main_block(report)), (experiments / "VERDICTS.md", mark, with_bounds)]
+    blocks = [(experiments / "VERDICTS.md", mark, with_bounds)]
+    blocks.append((experiments / "glue_table2" / "README.md", mark, main_block(report)))
     for folder, names in PAGES.items():
         tables = [table for table in report.tables if table.name.removesuffix("_part") in names]
         texts = [f"**{table.title}**\n\n" * (len(tables) > 1) + table.untitled() for table in tables]
@@ -86,7 +86,7 @@ def main_block(report: Report) -> str:
     lines += [markdown(tables.get("table2_paper", main).cells, main.words), main.notes[0], ""]
     figure = main.name.replace("table2", "parameters")  # with the same kind of train rows
     if figure in main.figures and not any(each.not_glue for each in report.verdicts):
-        path = f"results/{report.name}/figures/{figure}.png"
+        path = f"../../results/{report.name}/figures/{figure}.png"
         lines += [f"![Trainable parameters against the average score]({path})", ""]
     lines.append(f"All tables, figures and runs: `results/{report.name}/report.html`, one page that opens offline.")
     return "\n".join(lines)
@@ -103,7 +103,7 @@ def draw_changed(stem: Path, figure: Figure) -> None:
     """
     data, content = stem.with_suffix(".json"), figure_json(figure)
     if (
-        not all(stem.with_suffix(f".{form}").exists() for form in ("json", "png", "svg"))
+        not all(stem.with_suffix(f".{form}").exists() for form in ("json", *forms(figure)))
         or data.read_bytes() != content
     ):
         from lora.report.plots import draw  # loads matplotlib
@@ -118,7 +118,8 @@ def write(report: Report, folder: Path) -> None:
     content, pictures = files(report), {}
     for key, figure in report.figures.items():
         draw_changed(folder / "figures" / key, figure)
-        pictures[key] = (folder / "figures" / f"{key}.svg").read_bytes()
+        for name in (f"{key}.{form}" for form in forms(figure) if form.endswith("svg")):
+            pictures[name.removesuffix(".svg")] = (folder / "figures" / name).read_bytes()
     for name, written in (content | {"report.html": page(report, pictures).encode()}).items():
         write_atomically(folder / name, written)
     kept = {*content, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}
@@ -174,8 +175,9 @@ def main(arguments: argparse.Namespace) -> int:
 def print_sweep(profile: str, arguments: Sequence[str], brief: bool = False) -> None:
     """Print the tables of a sweep at its end and, unless `brief`, the next command. `arguments`: the sweep's."""
     own = [argument for argument in arguments if not argument.startswith("profile=")]
+    named = [one.partition("=")[2] for one in own if one.startswith("experiment=") and one != "experiment=null"]
     try:
-        show(build(profile, own), of_sweep=True)
+        show(build(profile, own), named[0].split(",") if named else MAIN)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return

@@ -237,3 +237,8 @@ def figure(
         return None
     plain = {"title": title, "note": note, "kind": kind, "x": x, "log_x": log_x, "panels": list(panels)}
     return rounded(plain)
+
+
+def forms(figure: Figure) -> list[str]:
+    """The suffixes of a figure's pictures: the findings have two for narrow screens too."""
+    return ["png", "svg", *(["narrow.png", "narrow.svg"] if figure["kind"] == "findings" else [])]

@@ -6,6 +6,7 @@ Each series has its own colour (Okabe and Ito's, distinct for all kinds of colou
 import io
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -14,9 +15,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
+from lora.report.figures import forms
+
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+LOOKS = {  # of a finding, by its word: colour, marker, size
+    "supported": ("#009E73", "o", 6),
+    "contradicted": ("#D55E00", "X", 8),
+    "undecided": ("#555555", "s", 6),
+    "the paper": ("#000000", "D", 6),
+}
 LONG = 24  # characters of a label; longer ones need a wider column of the legend
 STYLE = {
     "svg.hashsalt": "lora",  # otherwise ids in the file vary between draws
@@ -29,7 +38,9 @@ STYLE = {
 
 
 def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
-    """Draw the picture as `png` and `svg`, without a display and without changing global state."""
+    """Draw the pictures by their `forms`, without a display and without changing global state."""
+    if figure["kind"] == "findings":
+        return dict(zip(forms(figure), [*findings(figure, False), *findings(figure, True)], strict=True))
     panels = figure["panels"]
     columns = 2 if len(panels) % 3 and not len(panels) % 2 else min(len(panels), 3)  # two if only two fill every row
     rows = math.ceil(len(panels) / columns)
@@ -114,6 +125,45 @@ def intervals(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> 
             ax.plot(x, y, marker=next(hollow), linestyle="", label=series["label"], **look)
     ax.set_yticks(places, panel["names"])
     ax.set_xlabel(figure["x"])
+
+
+def findings(figure: Mapping[str, Any], narrow: bool) -> list[bytes]:
+    """Draw the findings, a row each, as PNG and SVG. `narrow`: for a phone, with every label above its interval."""
+    (panel,) = figure["panels"]
+    names = [fill(name, 52 if narrow else 50, break_on_hyphens=False) for name in panel["names"]]
+    values = [x for series in panel["series"] for key in ("y", "low", "high") for x in series.get(key, ())]
+    ends = np.array(values, float)  # nan: a row without an interval
+    thick = 0.5 if narrow else 0.86
+    left, right = np.nanmin(ends) - 0.5, np.nanmax(ends) + 0.5
+    with mpl.rc_context(STYLE):
+        deep = 0.36 * max(2, *(1 + name.count("\n") for name in names)) if narrow else 0.42  # inches of a row
+        canvas = Canvas(figsize=(3.7 if narrow else 7.5, 1.3 + deep * len(names)), layout="constrained")
+        ax = canvas.subplots()
+        for place, (name, (low, high)) in enumerate(zip(names, panel["supports"], strict=True)):
+            start, stop = left if low is None else low, right if high is None else high
+            ax.barh(-place, stop - start, thick, start, color="#DCE9F5", zorder=0)
+            ax.vlines(0, -place - thick / 2, -place + thick / 2, "0.6", linewidth=0.8)
+            if narrow:
+                ax.text(left, 0.3 - place, name, va="bottom", fontsize=9, linespacing=1.05)
+        for series in panel["series"]:
+            x, y = np.array(series["y"], float), -np.array(series["x"], float)
+            colour, marker, size = LOOKS[series["label"]]
+            look = {"color": colour, "marker": marker, "markersize": size, "linestyle": "", "label": series["label"]}
+            if "low" in series:
+                reach = bars(x, *(np.array(series[key], float) for key in ("low", "high")))
+                ax.errorbar(x, y, xerr=reach, elinewidth=1.4, capsize=3, zorder=4, **look)
+            else:
+                ax.plot(x, y, markerfacecolor="none", zorder=3, **look)
+        if narrow:
+            ax.set_yticks([])
+            ax.spines["left"].set_visible(False)
+        else:
+            ax.set_yticks(-np.arange(len(names)), names, fontsize=8.5, linespacing=1.05)
+        ax.set(xlim=(left, right), ylim=(-len(names) + (0.6 if narrow else 0.5), 0.95 if narrow else 0.5))
+        ax.set_xlabel(figure["x"])
+        handles, labels = ax.get_legend_handles_labels()
+        canvas.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 4, fontsize=9)
+        return [saved(canvas, "png"), saved(canvas, "svg")]
 
 
 def heat(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:

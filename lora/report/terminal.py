@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -14,6 +15,7 @@ from rich.table import Table as Grid
 from lora.config.plan import LEARNING_RATE
 from lora.report.build import Report
 from lora.report.claims.shown import ours, verdict_table, word_text, worst_word
+from lora.report.claims.verdicts import Verdict
 from lora.report.comparisons import REPEATED
 from lora.report.page import SYMBOLS, verdict
 from lora.report.runs import METRIC_SHORT, OWN
@@ -24,47 +26,67 @@ NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEA
 METRICS = re.compile(rf" \((?:{'|'.join(map(re.escape, METRIC_SHORT.values()))})\)(?=$|,)")
 MEANS = re.compile(r" \(mean [^)]*\)")
 SIZES = ("Trainable", "Seeds", "Pairs", "Layer", "Median over layers")  # columns that a narrow terminal can do without
+STATUS_SHOWN = 5  # lines on missing and failed runs at the end of a sweep, which fits 40 lines
 COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
-def show(report: Report, of_sweep: bool = False, plain: bool = False) -> None:
-    """Print a report: `of_sweep` without the runs that the sweep did not ask for, `plain` as Markdown in any case."""
+def show(report: Report, experiments: Sequence[str] = (), plain: bool = False) -> None:
+    """Print a report.
+
+    Args:
+        experiments: After a sweep, those that it asked for. A terminal then shows one screen: their first table, what
+            came out, and how many tables and claims the page has besides. Runs that no sweep asked for are left out.
+        plain: Print Markdown in any case.
+    """
     if plain or not sys.stdout.isatty():
-        print(markdown(report, of_sweep))
+        print(markdown(report, bool(experiments)))
         return
-    console, tables = Console(highlight=False), printed(report, of_sweep)
+    console = Console(highlight=False)
+    tables = [table for table in printed(report, bool(experiments)) if table.name not in ("claims", LEARNING_RATE)]
+    judged = [each for each in report.verdicts if each.is_measured]
+    status, more = report.status, []
+    if experiments:
+        of_sweep = [table for table in tables if table.experiment in experiments] or tables
+        claims = [each for each in judged if each.claim.experiment in experiments]
+        other = {each.claim.id for each in judged} - {each.claim.id for each in claims}
+        more = [(len(tables) - 1, "tables"), (len(other), "claims"), (len(status) - STATUS_SHOWN, "lines on runs")]
+        tables, judged, status = of_sweep[:1], claims, status[:STATUS_SHOWN]
     for banner in dict.fromkeys(table.banner for table in tables if table.banner):
         console.print(escape(banner.replace("*", "")), style="bold")
-    for line in report.answers:
-        console.print(escape(f"• {line}"))
     notes: list[str] = []
     for table in tables:
-        if table.name not in ("claims", LEARNING_RATE):  # the page has them
-            console.print(grid(table, console.width))
-            new = [note for note in table.notes[:1] if note not in notes]
-            notes += new
-            console.print(*(f"{escape(note.replace('`', ''))}\n" for note in new), style="dim")
-    measured = [each for each in report.verdicts if each.is_measured]
-    for _, of_claim in groupby(measured, key=lambda each: each.claim.id):
-        judged = list(of_claim)
-        word = worst_word([word_text(each) for each in judged], "devices")
-        claim = escape(judged[0].claim.headline.removesuffix("."))
-        start = f"[{COLOURS[verdict(word)]}]{SYMBOLS[verdict(word)]} {word:<13}[/]"
-        fits = len(word) + len(ours(judged)) + 20 < console.width  # the claim may be cut, the interval not
-        console.print(f"{start}  {escape(ours(judged))}  [dim]{claim}[/]", no_wrap=fits, overflow="ellipsis")
-    for line in (*compared(report), *report.status):
+        console.print(grid(table, console.width))
+        new = [note for note in table.notes[:1] if note not in notes]
+        notes += new
+        console.print(*(f"{escape(note.replace('`', ''))}\n" for note in new), style="dim")
+    for line in report.answers:
+        console.print(escape(f"• {line}"))
+    for _, of_claim in groupby(judged, key=lambda each: each.claim.id):
+        print_claim(console, list(of_claim), whole=bool(experiments))
+    for line in (*compared(report), *status):
         console.print(escape(line.replace("`", "")))
+    if left := ", ".join(f"{count} {what}" for count, what in more if count > 0):
+        console.print(f"More on the page: {left}")
+
+
+def print_claim(console: Console, judged: Sequence[Verdict], whole: bool) -> None:
+    """The verdict, what decides it, and the claim, which is cut to one line unless it is to be `whole`."""
+    word = worst_word([word_text(each) for each in judged], "devices")
+    claim = escape(judged[0].claim.headline.removesuffix("."))
+    start = f"[{COLOURS[verdict(word)]}]{SYMBOLS[verdict(word)]} {word:<13}[/]"
+    fits = not whole and len(word) + len(ours(judged)) + 20 < console.width  # the claim may be cut, the interval not
+    console.print(f"{start}  {escape(ours(judged))}  [dim]{claim}[/]", no_wrap=fits, overflow="ellipsis")
 
 
 def compared(report: Report) -> list[str]:
-    """A line in place of the table that sets the user's runs beside the reference's, if there is one."""
+    """A line of at most 80 characters on the runs that the reference has too, in place of their table."""
     lines, runs = [], report.gathered.every["device"].count()
-    for title, cells in ((table.title, table.cells) for table in report.tables if table.name == "reference"):
+    for cells in (table.cells for table in report.tables if table.name == "reference"):
         first, second = (pd.to_numeric(cells[side], errors="coerce").fillna(0) for side in ("First", "Second"))
-        cell = cells.loc[(second - first).abs().idxmax()]
-        largest = f"{cell['Change']}, {cell['Method']} on {cell['Task']}, SD {cell['SD of the change']}"
-        same = cells["Seeds"].astype(int).sum()
-        lines.append(f"{title}: {same} of {runs} runs; largest change of a cell {largest}; table on the page")
+        place = (second - first).abs().idxmax()
+        cell = f"{cells.at[place, 'Method']}, {METRICS.sub('', cells.at[place, 'Task'])}"
+        same, change = cells["Seeds"].astype(int).sum(), (second - first)[place]
+        lines.append(f"Reference: {same} of {runs} runs, largest change {change:+.1f} ({cell})")
     return lines
 
 

@@ -1,5 +1,6 @@
 """The README's findings: a row of experiments/findings.yaml per comparison, with its task and the paper's number."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ from lora.report.claims.findings import Finding
 from lora.report.claims.shown import FEW, other_rows_text, ours, short, worst_word
 from lora.report.claims.statements import published
 from lora.report.claims.verdicts import WORDS, Verdict
-from lora.report.figures import BOUNDED, Figure, figure, series_of
+from lora.report.figures import Figure, figure, series_of
 from lora.report.stats import LEVEL, ON_ROWS
 
 EXPERIMENTS = ROOT / "experiments"
 FINDINGS = EXPERIMENTS / "findings.yaml"
+PAPER = "the paper"
 
 
 @dataclass(frozen=True)
@@ -125,16 +127,24 @@ def findings_block(rows: Sequence[Headline]) -> str:
 
 
 def findings_figure(rows: Sequence[Headline]) -> Figure | None:
-    """The findings that are differences in points, and the paper's, on one axis."""
-    shown = [row for row in rows if row.gaps]
-    found = [(place, row.found.mean, row.found.low, row.found.high) for place, row in enumerate(shown)]
+    """The findings that are differences in points, and the paper's, on one axis; one that `FINDINGS` keeps out as
+    `undrawn`, since its axis would squeeze the rest, stands in the note."""
+    points = [row for row in rows if not row.is_aside and row.found.unit == "points"]
+    shown = [row for row in points if not row.line.get("undrawn")]
+    series = []
+    for word in WORDS.values():
+        found = [(place, row.found) for place, row in enumerate(shown) if row.word.startswith(word)]
+        if found:
+            series.append(series_of(word, [(place, one.mean, one.low, one.high) for place, one in found]))
     printed = [(place, gap) for place, row in enumerate(shown) for gap in row.gaps.values()]
-    names = [f"{row.number}. {row.line['says']}, {row.found.place.partition(' of ')[0]}" for row in shown]
-    bounds = [row.found.bound.edges[0][0] for row in shown]
-    series = [
-        series_of(f"here, with its {LEVEL:.0%} interval", found),
-        series_of("the paper", printed, keys=("x", "y")),
-    ]
-    panels = [{"title": "", "names": names, "bounds": bounds, "series": series}] if names else []
-    note = f"{BOUNDED} Right of 0, the first that a row names is better."
-    return figure("What the paper found, and what was found here", note, "intervals", "points", panels)
+    series += [series_of(PAPER, printed, keys=("x", "y"))] if printed else []
+    names = [f"{row.number}. {row.line['says']} ({row.found.place})" for row in shown]
+    supports = [[end if math.isfinite(end) else None for end in row.found.bound[:2]] for row in shown]
+    panels = [{"title": "", "names": names, "supports": supports, "series": series}] if names else []
+    note = (
+        f"Mean paired differences with their {LEVEL:.0%} intervals over seeds; right of 0, the first that a row names "
+    )
+    note += "scores higher. Shaded: where the whole interval must lie to support the row."
+    for row in points:
+        note += f" Row {row.number} is off the scale: {short(row.found, 1)}." if row not in shown else ""
+    return figure("What was found here, and what the paper found", note, "findings", "points", panels)
