@@ -294,13 +294,11 @@ def test_the_findings_figure_shows_each_rows_word_bound_and_number():
     report = build("reference/long")
     rows = {row.cells["#"]: row for row in report.headlines if not row.is_aside}
     (panel,) = report.figures["findings"]["panels"]
-    names = dict(enumerate(panel["names"]))
-    words = {names[x]: series["label"] for series in panel["series"][:-1] for x in series["x"]}
-    assert len(words) == len(names) == len(panel["supports"]) == 10
-    for place, name in names.items():
+    words = {x: series["label"] for series in panel["series"][:-1] for x in series["x"]}
+    assert len(words) == len(panel["names"]) == 10
+    for place, (name, (low, high)) in enumerate(zip(panel["names"], panel["supports"], strict=True)):
         row = rows[name.partition(".")[0]]
-        assert row.line["says"] in name and row.cells["Verdict"].startswith(words[name])
-        low, high = panel["supports"][place]
+        assert row.line["says"] in name and row.cells["Verdict"].startswith(words[place])
         assert [-math.inf if low is None else low, math.inf if high is None else high] == [*row.found.bound[:2]]
     text, highest = report.figures["findings"]["note"], max(max(s["y"]) for s in panel["series"])
     assert f"Row 4 is off the scale: {rows['4'].cells['Here (95% interval)']}" in text and highest < 5

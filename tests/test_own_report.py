@@ -76,26 +76,25 @@ def test_the_readmes_task_gives_the_output_that_the_readme_shows(tmp_path, monke
     stated, _, shown, _ = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)
     (tmp_path / "my_task.yaml").write_text(stated)
     for split in ("train", "dev"):
-        write_csv(
-            tmp_path / f"{split}.csv", [("a good film", "positive"), ("a bad film", "negative")], ("text", "label")
-        )
+        write_csv(tmp_path / f"{split}.csv", [("good", "positive"), ("bad", "negative")], ("text", "label"))
     tried, rates = {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.4}, tmp_path / "rates.yaml"
     asked = [f"task={tmp_path}/my_task.yaml", f"rates={rates}", "experiment=own_task", "seed=1,2,3,4,5", *FIXED]
     one = compose_run([asked[0], "profile=own", "rates=null"])
     names = (one.model.name, one.protocol, one.task)
     write_rates(rates, [Rate(*names, method, 3e-3, (0,), tried) for method in ("full", "houlsby", "lora")])
-    scores = of_method(full=0.80, houlsby=0.70, lora=0.60)
-    populate(tmp_path / "own", "own", asked, scores)
+    points = {"full": [0] * 5, "lora": [-3, 1, -2, 2, -1.5], "houlsby": [-4, -5, -4, -5, -4.3]}
+    populate(tmp_path / "own", "own", asked, lambda run: 0.835 + points[run.method][run.seed - 1] / 100)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     print_sweep("own", [f"runtime.results={tmp_path / 'own'}", asked[1]], brief=True)
 
-    def forms(text: str) -> list[str]:
-        plain = re.sub(r"\x1b\[[\d;]*m|[─ ]+|-[0-9a-f]{6}\b", " ", text)
-        return [re.sub(r"[+-]?\d+(\.\d+)?[kM]?", "0", line).strip() for line in plain.splitlines() if line.strip()]
+    def form(text: str) -> str:
+        plain = re.sub(r"-[0-9a-f]{6}\b|[─\s]+", " ", re.sub(r"\x1b\[[\d;]*m", "", text))
+        return re.sub(r"[+-]?\d+(\.\d+)?[kM]?", "0", re.sub(r" +", " ", plain)).strip()
 
-    printed = forms(capsys.readouterr().out)
-    assert forms(shown) == [line for line in printed if line in forms(shown)] and len(forms(shown)) > 6
+    printed, (table, *answers_shown) = form(capsys.readouterr().out), map(form, shown.split("•"))
+    assert len(answers_shown) == 3 and table in printed
+    assert all(f"• {answer}" in printed for answer in answers_shown)
 
 
 def test_an_undecided_answer_says_how_many_seeds_would_tell():

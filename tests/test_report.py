@@ -305,12 +305,9 @@ def test_a_sweep_ends_with_one_screen(synthetic, whole, monkeypatch, capsys):
     ):
         print_sweep("small", [f"runtime.results={synthetic / 'small'}", *asked], brief=True)
         text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
-        lines = text.splitlines()
-        assert len(lines) < 40 and max(map(len, lines)) <= 80
-        assert re.findall(r"^Table \d", text, re.MULTILINE) == [title]
-        words = " ".join(text.split())
-        assert headlines and all(headline.removesuffix(".") in words for headline in headlines)
-        assert "More on the page: " in text
+        assert len(text.splitlines()) < 40 and max(map(len, text.splitlines())) <= 80
+        assert re.findall(r"^Table \d", text, re.MULTILINE) == [title] and "More on the page: " in text
+        assert headlines and all(line.removesuffix(".") in " ".join(text.split()) for line in headlines)
 
 
 def test_a_narrow_terminal_shows_fewer_columns_and_no_part_of_a_number(whole, monkeypatch, capsys):
