@@ -310,7 +310,7 @@ def test_a_sweep_with_folders_elsewhere_writes_nothing_where_it_is_typed(tiny_ov
 def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides, tmp_path):
     disk, folder = tmp_path / "disk", tmp_path / "full"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"no disk could be mounted: {mounted.stderr.strip()}")
     try:
@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
             shutil.rmtree(disk / "results" / name)  # the plan stays
         before = {p for p in disk.rglob("*") if p.is_file()}
         with pytest.raises(OSError, match="No space left"):
-            filler.write_bytes(b"x" * 128 * 1024)  # to the last byte
+            filler.write_bytes(b"x" * 512 * 1024)  # to the last byte
         code, output = finish(overrides)
         assert code == 1, output
         assert output.count("cannot write") >= 2 and "No space left on device" in output
@@ -332,9 +332,12 @@ def test_a_full_disk_leaves_no_part_and_the_next_launch_completes(tiny_overrides
         filler.unlink()
         assert finish(overrides)[0] == 0
         assert len(load_records(disk / "results")[0]) == 2
+        again = [*overrides, "runtime.save_adapter=true", f"runtime.outputs={disk}/outputs"]
+        assert finish(again)[0] == 0
+        shutil.rmtree(disk / "outputs" / "adapters")
         with pytest.raises(OSError, match="No space left"):
-            filler.write_bytes(b"x" * 128 * 1024)
-        code, output = finish([*overrides, "runtime.save_adapter=true", f"runtime.outputs={disk}/outputs"])
+            filler.write_bytes(b"x" * 512 * 1024)
+        code, output = finish(again)
         assert code == 1 and len(re.findall("^unfinished: bert-.* not its adapter", output, re.MULTILINE)) == 2, output
     finally:
         subprocess.run(["umount", disk], check=True)
