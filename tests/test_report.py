@@ -24,9 +24,8 @@ from lora.records.analysis import Analyses
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
 from lora.report.catalogue import ROWS, SHOWN, sections_of
-from lora.report.command import files, main_block, pages, print_sweep
+from lora.report.command import drawn, files, main_block, pages, print_sweep
 from lora.report.comparisons import REPEATED, change_table
-from lora.report.figures import forms
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
 from lora.report.runs import START_TITLES, summarise
@@ -372,12 +371,9 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
     assert name in GROWING or not report.state.missing
     for path, content in files(report).items():
         assert (folder / path).read_bytes() == content, path
-    drawn = [f"{key}.{form}" for key, figure in report.figures.items() for form in forms(figure)]
-    pictures = {
-        file.removesuffix(".svg"): (folder / "figures" / file).read_bytes() for file in drawn if file.endswith(".svg")
-    }
+    pictures = drawn(report, folder)
     assert (folder / "report.html").read_bytes() == html_page(report, pictures).encode()
-    made = {*files(report), "report.html", *(f"figures/{file}" for file in drawn)}
+    made = {*files(report), "report.html", *(f"figures/{key}.{form}" for key in pictures for form in ("svg", "png"))}
     generated = [p for p in COMMITTED if re.match(rf"results/{name}/(tables|claims|figures|report.html)", p)]
     assert {path.removeprefix(f"results/{name}/") for path in generated} == made
     shown = pages(report)

@@ -113,13 +113,18 @@ def draw_changed(stem: Path, figure: Figure) -> None:
         write_atomically(data, content)
 
 
+def drawn(report: Report, folder: Path) -> dict[str, bytes]:
+    """Name -> SVG of every picture below `folder`."""
+    names = [f"{key}.{form}" for key, figure in report.figures.items() for form in forms(figure)]
+    return {name[:-4]: (folder / "figures" / name).read_bytes() for name in names if name.endswith(".svg")}
+
+
 def write(report: Report, folder: Path) -> None:
     """Write every file of a report below `folder`, and draw the figures whose data changed."""
-    content, pictures = files(report), {}
+    content = files(report)
     for key, figure in report.figures.items():
         draw_changed(folder / "figures" / key, figure)
-        for name in (f"{key}.{form}" for form in forms(figure) if form.endswith("svg")):
-            pictures[name.removesuffix(".svg")] = (folder / "figures" / name).read_bytes()
+    pictures = drawn(report, folder)
     for name, written in (content | {"report.html": page(report, pictures).encode()}).items():
         write_atomically(folder / name, written)
     kept = {*content, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}
