@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 import shlex
 
 import own_tasks
@@ -9,6 +10,7 @@ import pytest
 
 from lora.config.rates import Rate, write_rates
 from lora.errors import UserError
+from lora.files import ROOT
 from lora.sweep.request import check_tuning, grids_text, select_runs
 
 
@@ -211,3 +213,29 @@ def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
     write_rates(path, [Rate("minilm", "ours", "cola", "full", 1e-4, (99,), tried | {1e-5: 0.5})])
     with pytest.raises(UserError, match="full with 4 values, lora with 3 values"):
         check_tuning(select_runs("small", asked), path)
+
+
+PLACED = ("data.path=", "data.source=", "runtime.", "launcher")
+
+
+def sweeps_of_the_readmes() -> list[str]:
+    """Profile and settings of the sweeps that READMEs show; `paper` composes for minutes."""
+    texts = [path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("*/*/*.md")]]
+    lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
+    plain = [re.search(r"-m lora -m ((?:[a-z._]+=\S+ *)+)(?!.*\")", line) for line in lines]
+    made = [re.search(r"make reproduce-glue (.*?)ARGS=\"(.*?)\"", line) for line in lines]
+    found = [match[1] for match in plain if match]
+    for match in filter(None, made):
+        own = [f"profile={word[8:]}" for word in match[1].split() if word.startswith("PROFILE=")]
+        own += ["task=my_task.yaml"] if "TASK=" in match[1] else []
+        found.append(" ".join([*own, match[2]]))
+    named = {" ".join(word for word in one.split() if not word.startswith(PLACED)) for one in found}
+    return sorted(one for one in named if "=" in one.replace("profile=", "") and "profile=paper" not in one)
+
+
+@pytest.mark.parametrize("sweep", sweeps_of_the_readmes())
+def test_every_sweep_of_the_readmes_has_runs(sweep, tmp_path):
+    words = sweep.replace("my_task.yaml", str(own_tasks.write_task(tmp_path))).split()
+    usual = "own" if "my_task.yaml" in sweep else "mini"
+    profile = [word[8:] for word in words if word.startswith("profile=")] or [usual]
+    assert select_runs(profile[0], [word for word in words if not word.startswith("profile=")], measure="assumed")
