@@ -1,6 +1,7 @@
 """W&B's copy of a run, offline, read back with W&B's own command and compared with the record."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -9,9 +10,11 @@ import sys
 import time
 
 import pytest
+import torch
 import wandb
 from comparing import equal_science
 from trained import ensure_record
+from transformers import get_linear_schedule_with_warmup
 
 from lora.files import ROOT
 from lora.sweep import tracking
@@ -68,10 +71,20 @@ def test_a_copy_holds_what_the_record_holds(offline):
     assert copy["config"] == as_kept(record.config)
     found = copy["summary"]
     assert (found["status"], found["seconds"], found["params"]) == ("ok", record.seconds, record.params)
-    chosen = {rule: record.selected[rule]["value"] for rule in ("best", "last")}
+    chosen = {rule: 100 * record.selected[rule]["value"] for rule in ("best", "last")}
     assert {rule: found[rule] for rule in chosen} == chosen
     assert found["best_epoch"] == record.selected["best"]["epoch"]
     assert {k.removeprefix("cost/"): v for k, v in found.items() if k.startswith("cost/")} == record.cost
+    steps = record.epochs[-1]["step"]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], config.train.lr)
+    theirs, rates = get_linear_schedule_with_warmup(optimizer, math.ceil(config.train.warmup_frac * steps), steps), []
+    for _ in range(steps):
+        rates += theirs.get_last_lr()
+        optimizer.step()
+        theirs.step()
+    last = steps // tracking.LOGGED_STEPS * tracking.LOGGED_STEPS
+    assert last > 0 and found["train/rate"] == pytest.approx(rates[last - 1]) and found["train/step_ms"] > 0
+    assert found["train/loss"] == pytest.approx(record.epochs[-1]["train_loss"], rel=0.5)
     text = inspected(folder)
     assert "glue_table2" in text
     for epoch in record.epochs:

@@ -15,6 +15,7 @@ from lora.errors import first_line
 from lora.records.record import RunRecord
 
 PROJECT = "lora-glue"  # unless W&B's own variable WANDB_PROJECT is set
+LOGGED_STEPS = 10
 INIT_SECONDS = 15.0  # how long a run waits for the server at its start; then its copy stays offline
 FINISH_SECONDS = 30.0  # and at its end; what was not sent by then is on disk for `wandb sync`
 
@@ -29,7 +30,8 @@ def harmless() -> Iterator[None]:
 
 
 class Tracked:
-    """The W&B copy of one run: its configuration, each epoch once, and its selected results."""
+    """The W&B copy of one run: its configuration, its training every `LOGGED_STEPS`, each epoch once, and its selected
+    results. Scores are in the units of the tables, percent."""
 
     def __init__(self, config: RunConfig):
         self.copy, self.sent = None, 0
@@ -42,8 +44,12 @@ class Tracked:
             for entry in run.epochs[self.sent :] if self.copy is not None else ():
                 shown = {key: entry[key] for key in ("epoch", "train_loss")}
                 for split, metrics in entry["metrics"].items():
-                    shown |= {f"{split}/{key}": value for key, value in metrics.items()}
+                    shown |= {f"{split}/{key}": percent(value) for key, value in metrics.items()}
                 self.copy.log(shown, step=entry["step"])
+            if self.copy is not None and getattr(run, "losses", ()) and run.step % LOGGED_STEPS == 0:
+                loss, seconds = (run.losses[-LOGGED_STEPS:], run.seconds[-LOGGED_STEPS:])
+                shown = {"train/loss": float(sum(loss)) / len(loss), "train/rate": run.rate}
+                self.copy.log(shown | {"train/step_ms": 1000 * sum(seconds) / len(seconds)}, step=run.step)
         self.sent = len(run.epochs)
 
     def end(self, record: RunRecord | None) -> None:
@@ -56,12 +62,16 @@ class Tracked:
                 self(record)
                 outcome: dict[str, Any] = {f"cost/{key}": value for key, value in (record.cost or {}).items()}
                 if selected := record.selected:
-                    outcome |= {rule: selected[rule]["value"] for rule in ("best", "last")}
+                    outcome |= {rule: percent(selected[rule]["value"]) for rule in ("best", "last")}
                     outcome["best_epoch"] = selected["best"]["epoch"]
                 outcome |= {"seconds": record.seconds, "params": record.params, "error": record.error}
                 self.copy.summary.update({key: value for key, value in outcome.items() if value is not None})
             self.copy.summary["status"] = status
             self.copy.finish(exit_code=int(status != "ok"))
+
+
+def percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 def begin(config: RunConfig) -> Any:

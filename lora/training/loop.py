@@ -40,13 +40,23 @@ FINITE_CHECK_STEPS = 16  # reading the loss after every step would stall a GPU
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a run, shown during training."""
+    """The progress of a run, shown during training.
+
+    Args:
+        epochs: The finished ones, in the record's form.
+        losses: The mean loss of each step of this epoch. Reading one waits for the device.
+        seconds: The time of each step since the process began.
+        rate: The learning rate of this step.
+    """
 
     step: int
     steps: int
     epoch: int
     metric: float | None
-    epochs: Sequence[dict[str, Any]] = ()  # the finished ones, in the record's form
+    epochs: Sequence[dict[str, Any]] = ()
+    losses: Sequence[Tensor] = ()
+    seconds: Sequence[float] = ()
+    rate: float = 0.0
 
 
 def run(
@@ -106,12 +116,12 @@ def run(
         model.train()
         batches = epoch_batches(lengths, train.batch, config.seed, epoch, config.data.batching == "similar_length")
         for rows in batches[len(state.losses) :]:
-            clock = time.monotonic()
+            clock, rate = time.monotonic(), step.schedule.get_last_lr()[0]
             state.losses.append(step.take(state.step, local_batches(rows), len(rows)))
             if state.step % FINITE_CHECK_STEPS == 0:
                 check_finite(state.losses, state.step)
             state.step_seconds.append(time.monotonic() - clock)
-            report(Progress(state.step, steps, epoch, metric, state.epochs))
+            report(Progress(state.step, steps, epoch, metric, state.epochs, state.losses, state.step_seconds, rate))
             checkpointer.pause(state)
         check_finite(state.losses, state.step)
         between = functools.partial(checkpointer.pause, state)
