@@ -115,13 +115,12 @@ def values_of(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list[Any]
 
 
 def keys_of(runs: Iterable[PlannedRun]) -> list[str]:
-    """Every setting of some runs."""
-    keys = {"experiment": None, "task": None, "seed": None, "start": None, "protocol": None}
-    for kind in {type(run.config.method): run.config for run in runs}.values():
+    """Every setting by which some runs can be selected."""
+    keys = ["experiment", "task", "seed", "start", "protocol", "model", "method"]
+    for config in {type(run.config.method): run.config for run in runs}.values():
         for name in ("model", "method", "data", "train"):
-            keys |= {name: None} if name in ("model", "method") else {}
-            keys |= {f"{name}.{field.name}": None for field in dataclasses.fields(getattr(kind, name))}
-    return [key for key in keys if not key.startswith(PLACES)]
+            keys += [f"{name}.{field.name}" for field in dataclasses.fields(getattr(config, name))]
+    return [key for key in dict.fromkeys(keys) if not key.startswith(PLACES)]
 
 
 def _task_name(word: Any) -> Any:

@@ -98,13 +98,14 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
     config = run.config
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     watchers: list[Any] = []  # called after every step, and at the end with the record, or None if there is none
+    planning = [SweepOfOne(run)] if note is not None and not mistakes_fail else []
     if note is not None and config.runtime.tracking != "off":
         from lora.sweep.tracking import Tracked
 
         watchers.append(Tracked(config))
     if note is not None and not mistakes_fail:
-        watchers += [Display(run, note), SweepOfOne(run)]
-    called, written = [*watchers, *([note] if note else [])], None
+        watchers.append(Display(run, note))
+    called, written = [*watchers, *planning, *([note] if note else [])], None
     try:
         try:
             record, predictions, files = loop.run(
@@ -139,9 +140,6 @@ class SweepOfOne:
         while self.left:
             run = self.left.pop()
             add_to_plan(run.config.runtime.results, [run])
-
-    def end(self, record: RunRecord | None) -> None:
-        """Nothing is left to add."""
 
 
 def write(run: PlannedRun, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
