@@ -267,8 +267,9 @@ def test_forget_takes_no_more_than_what_is_selected(tmp_path, capsys):
     adapter = adapter_path(tmp_path / "mini" / "outputs", runs[0].run_id)
     write_atomically(adapter, b"")
     for words, message in (
-        (["rates=null"], "rates=null selects no runs, and --forget removes what is selected"),
-        (["data.path=/x"], "data.path=/x selects no runs"),
+        (["rates=null"], "rates= selects no runs, and --forget removes what is selected"),
+        (["data.path=/x"], "data.path= selects no runs"),
+        (["experiment=null"], "experiment= selects no runs"),
         (["data.max_length=99"], "0 runs forgotten"),
     ):
         main(["status", "mini", where, *words, "--forget", "--records"])

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from lora.config.plan import locked, outputs_here, read_plan, write_plan
 from lora.config.rates import TUNING
 from lora.config.run import PlannedRun
-from lora.config.select import PLACES, place, select
+from lora.config.select import parse_words, place, select, selecting
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.records.record import (
@@ -38,6 +38,7 @@ LOOK_SECONDS = 2.0
 PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}  # the paper's Table 2
 TERAFLOPS = 100  # sustained: about a third of an A100's bf16 peak: an assumption, not a measurement
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
+FOLDERS = ("runtime.results", "runtime.outputs")  # whose runs are meant
 LISTED = 10  # at most this many runs of each state are listed while watching
 
 
@@ -151,7 +152,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.forget:
         if name != profile:
             raise UserError("the committed runs are git's: --forget is for your own")
-        if idle := [word for word in words if word.startswith(PLACES) and not word.startswith("runtime.")]:
+        if idle := [f"{key}=" for key in parse_words(words) if key not in (*selecting(words), *FOLDERS)]:
             raise UserError(f"{idle[0]} selects no runs, and --forget removes what is selected: leave it out")
         forget(folder, outputs, words, arguments.records)
         return
@@ -174,7 +175,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(json.dumps({"profile": profile, "launched": not never, "runs": runs}, indent=1))
         return
     print(text(profile, found))
-    others = set() if words else {record.run_id for record in load_records(folder)[0]} - found.keys()
+    others = set() if selecting(words) else {record.run_id for record in load_records(folder)[0]} - found.keys()
     if others:
         print(f"{counted(len(others), 'other record')} in {folder}, which no launch asks for now")
     most = sum(most_seconds(run) for run in asked() if found[run.run_id] == RunStatus("waiting", None)) / 3600
@@ -182,7 +183,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"at most {most:,.1f} device hours for the unknown ones, at {TERAFLOPS} assumed TFLOP/s sustained")
     if never:
         print(f"never launched: {launches(name, words)} trains these runs")
-    elif not words:
+    elif not selecting(words):
         with suppress(UserError):  # a profile that needs a task
             more = {run.run_id for run in select_runs(name, [f"runtime.results={folder}"], True, "assumed")}
             if count := len(more - read_plan(folder).runs.keys()):
@@ -198,7 +199,7 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
     """Remove runs from a plan, with their checkpoints and failed records.
 
     Args:
-        words: Which runs (`lora.config.select`). None: all, and records that are not in the plan.
+        words: Which runs (`lora.config.select`). Without a selection: all, and records that are not in the plan.
         finished: Whether to remove finished runs too, with their records, predictions and adapters.
     """
     notes = read_notes(outputs)
@@ -207,7 +208,7 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
     with locked(folder) as plan:
         records = {record.run_id: record.status for record in load_records(folder)[0]}
         chosen = [run.run_id for run in select(plan.runs.values(), words)]
-        chosen += [] if words else sorted(records.keys() - plan.runs.keys())
+        chosen += [] if selecting(words) else sorted(records.keys() - plan.runs.keys())
         gone = [i for i in chosen if finished or records.get(i) != "ok"]
         for run_id in gone:
             print(f"forgotten: {run_id}")
