@@ -30,6 +30,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_changed(path: Path, content: bytes) -> None:
+    """`write_atomically`, unless the file has this content: on a full disk, nothing needs to be written again."""
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file that becomes `path` if the block succeeds and is removed if it fails.

@@ -117,6 +117,6 @@ def runs_of(facts: Iterable[Mapping[str, Any]], records: pd.DataFrame) -> pd.Dat
     """The report's frame of runs: run_id, `FACTS`, and experiment and columns if they matter, next to their records."""
     usual = {"experiment": "glue_table2", "model": "minilm", "protocol": "ours", "start": "pretrained", "columns": {}}
     columns = ["experiment", "run_id", *FACTS, "metric", "terms", "columns"]
-    usual["terms"] = "epochs=usual, train_rows=null"
+    usual["terms"] = ("usual", "null")
     runs = pd.DataFrame([usual | {"metric": TASKS[one["task"]].metric} | dict(one) for one in facts], columns=columns)
     return with_records(runs, records if "collapsed" in records else records.assign(collapsed=math.nan))

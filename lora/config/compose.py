@@ -21,6 +21,7 @@ from lora.config.encoder_files import local_name
 from lora.config.plan import planned_tasks
 from lora.config.rates import rate_name, tuned_rate
 from lora.config.run import PlannedRun, RunConfig, run_config
+from lora.config.select import PLACES
 from lora.data.own_task import find_task, task_file
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
@@ -33,7 +34,6 @@ COMPOSED = ("hparams.", "profile.", "protocol.", "launcher.")  # sections that c
 SOURCES = ("task", "rates", "runtime.results", "data.source", "data", "train", "runtime")  # conf/ reads them elsewhere
 LOCAL = ("model", ("local",), "model=local")
 OPTIONS = ("method", "model", "protocol")
-PLACED = ("data.path", "data.source", "data.revision", "model.path", "runtime.", "launcher.", "profile.")
 TOP = ("task", "seed", "start", "start_seed", "start_run")
 DEFAULT = "default"  # the row of tasks without their own
 SECTIONS = (*TOP, "model", "method", "data", "train", "runtime", "launcher")
@@ -264,7 +264,7 @@ def stated_settings(overrides: Sequence[str], usual: Mapping[str, Any]) -> dict[
     otherwise. `usual`: the sections without the overrides."""
     parsed = (parsed_override(override) for override in overrides)
     plain = {one.key_or_group: one.value() for one in parsed if not is_group(one.key_or_group)}
-    own = {key: value for key, value in plain.items() if key not in (*TOP, "rates") and not key.startswith(PLACED)}
+    own = {key: value for key, value in plain.items() if key not in TOP and not key.startswith(PLACES)}
     return {key: value for key, value in own.items() if _at(usual, key) != value}
 
 

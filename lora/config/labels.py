@@ -53,7 +53,7 @@ def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
         values = usual.setdefault((run.model, run.protocol, run.method, run.task), run.columns)
         usual[run.model, run.protocol, run.method, run.task] = dict(values.items() & run.columns.items())
     places: dict[Hashable, list[Run]] = {}
-    terms: dict[str, set[str]] = {}
+    terms: dict[str, set[tuple[str, str]]] = {}
     for run in runs:
         targets = RANK.sub("", run.slug)
         places.setdefault((run.model, run.protocol, run.method, targets, run.start, run.task), []).append(run)
@@ -61,7 +61,8 @@ def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
     for several in places.values():
         keys = dict.fromkeys(key for run in several for key in run.columns)
-        told_always = {TARGETS} | {key for key in (ROWS, EPOCHS) if differs(key, terms[several[0].task])}
+        both = zip((EPOCHS, ROWS), zip(*terms[several[0].task], strict=True), strict=True)
+        told_always = {TARGETS} | {key for key, values in both if len({*values}) > 1}
         varied = [k for k in keys if k in told_always or len({run.columns.get(k, "null") for run in several}) > 1]
         for run in several:
             known = usual.get((run.model, run.protocol, run.method, run.task), {})
@@ -73,9 +74,3 @@ def labels(runs: Iterable[Run], main: Iterable[Run] = ()) -> dict[str, str]:
             ]
             found[run.run_id] = ", ".join(words)
     return found
-
-
-def differs(key: str, terms: Iterable[str]) -> bool:
-    """Whether terms such as `epochs=usual, train_rows=null` differ in a setting."""
-    name = key.rpartition(".")[2]
-    return len({part for text in terms for part in text.split(", ") if part.startswith(name)}) > 1

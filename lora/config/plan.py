@@ -25,7 +25,7 @@ from lora.config.select import place
 from lora.data.own_task import Kept, kept_facts, kept_tasks, make_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
-from lora.files import ROOT, cached_by_file, outputs_of, read_object, write_atomically
+from lora.files import ROOT, cached_by_file, outputs_of, read_object, write_changed
 from lora.records.record import RunRecord, load_records
 
 SCHEMA = 1
@@ -270,12 +270,6 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
     """Write a plan, if it differs from the file's. The caller holds its lock."""
     write_changed(folder / FILE, to_json(plan))
     return replace(plan, is_written=True)
-
-
-def write_changed(path: Path, content: bytes) -> None:
-    """Write a file, unless it has this content: on a full disk, nothing needs to be written again."""
-    if not path.exists() or path.read_bytes() != content:
-        write_atomically(path, content)
 
 
 def to_json(plan: Plan) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from lora.config.plan import LEARNING_RATE
 from lora.config.select import PLACES, selecting
 from lora.errors import UserError
-from lora.files import REFERENCE, ROOT, write_atomically
+from lora.files import REFERENCE, ROOT, write_atomically, write_changed
 from lora.report.build import FOUND, Report, build
 from lora.report.claims.headlines import findings_block
 from lora.report.claims.shown import to_json, verdict_table
@@ -161,8 +161,7 @@ def main(arguments: argparse.Namespace) -> int:
     if written:
         write(report, gathered.folder)
     for path, content in pages(report).items() if arguments.pages else ():
-        if content != path.read_text():
-            write_atomically(path, content.encode())
+        write_changed(path, content.encode())
     if not arguments.brief:
         report = build(arguments.profile, words) if selects else report
         show(report, plain=arguments.plain)

@@ -106,7 +106,7 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
         facts |= {"slug": run.slug, "method": run.method, "start": run.start, "seed": run.seed, "columns": named}
         facts |= {"task": run.task.name, "metric": run.task.metric}
         epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
-        facts["terms"] = f"epochs={epochs}, train_rows={named[ROWS]}"
+        facts["terms"] = epochs, named[ROWS]
         rows.append(facts)
     return pd.DataFrame(rows, columns=["experiment", "run_id", *FACTS, "metric", "terms", "columns"])
 

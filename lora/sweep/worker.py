@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -98,14 +98,15 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
     config = run.config
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     watchers: list[Any] = []  # called after every step, and at the end with the record, or None if there is none
-    planning = [SweepOfOne(run)] if note is not None and not mistakes_fail else []
+    called: list[Callable[[Any], None]] = [note] if note is not None else []
     if note is not None and config.runtime.tracking != "off":
         from lora.sweep.tracking import Tracked
 
         watchers.append(Tracked(config))
     if note is not None and not mistakes_fail:
         watchers.append(Display(run, note))
-    called, written = [*watchers, *planning, *([note] if note else [])], None
+        called.append(SweepOfOne(run))
+    called, written = [*watchers, *called], None
     try:
         try:
             record, predictions, files = loop.run(
