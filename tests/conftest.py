@@ -1,6 +1,7 @@
 import gc
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import tiny_glue
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
+from lora.files import ROOT
 from lora.training import processes
 
 gc.set_threshold(50_000)  # as in `lora.__main__`
@@ -32,6 +34,18 @@ def temporary_folder(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         yield
+
+
+@pytest.fixture(scope="session")
+def git() -> Callable[..., str]:
+    """What git prints in this repository. A test of its history is skipped where there is none, as in an archive."""
+
+    def output(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True).stdout
+
+    if output("rev-parse", "--is-shallow-repository") != "false\n":
+        pytest.skip("needs the history of this repository")
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -77,15 +76,8 @@ def judged_parts(content: bytes | str) -> dict[str, str]:
     }
 
 
-def test_every_claim_names_the_commit_that_stated_it():
+def test_every_claim_names_the_commit_that_stated_it(git):
     """The commit has the claim as it is judged now, and none of its parents does."""
-
-    def git(*arguments):
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
-        return done.stdout if done.returncode == 0 else ""
-
-    if git("rev-parse", "--is-shallow-repository") != "false\n" or not git("rev-parse", "--verify", "HEAD"):
-        pytest.skip("needs the history of this repository")
     claims = read_claims()
     assert len(claims) > 20
     for claim in claims:
@@ -527,31 +519,10 @@ def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
     assert (kept.label, kept.mean, kept.n, kept.records, kept.unit) == ("fp32", failures, 1000, ["a"], "failures")
 
 
-def test_the_words_of_verdicts_were_changed_without_a_number():
+def test_the_words_of_verdicts_were_changed_without_a_number(git):
     """One commit renamed two words in all committed files. The numbers of its old and new lines are the same."""
-    log = ["git", "-C", ROOT, "log", "-1", "--format=%H", "--grep=^Call a verdict contradicted or undecided$"]
-    found = subprocess.run(log, capture_output=True, text=True).stdout.strip()
-    if not found:
-        pytest.skip("needs the history of this repository")
-    show = [
-        "git",
-        "-C",
-        ROOT,
-        "show",
-        "--format=",
-        "-U0",
-        found,
-        "--",
-        "results",
-        "experiments",
-        "README.md",
-        "notebooks",
-    ]
-    lines = subprocess.run(show, capture_output=True, text=True, check=True).stdout.splitlines()
-    removed, added = (
-        re.findall(
-            r"\d+(?:\.\d+)?", "\n".join(line[1:] for line in lines if re.match(rf"\{sign}(?!\{sign}\{sign})", line))
-        )
-        for sign in "-+"
-    )
+    commit = git("log", "-1", "--format=%H", "--grep=^Call a verdict contradicted or undecided$").strip()
+    texts = git("show", "--format=", "-U0", commit, "--", "results", "experiments", "README.md", "notebooks")
+    lines = [line for line in texts.splitlines() if not line.startswith(("---", "+++", "@@"))]
+    removed, added = (re.findall(r"\d+(?:\.\d+)?", "\n".join(s[1:] for s in lines if s[0] == sign)) for sign in "-+")
     assert len(removed) > 3_000 and removed == added

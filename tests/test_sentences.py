@@ -1,23 +1,20 @@
 """What the pages say of the committed runs, counted again from the records with SciPy, independently of lora.report."""
 
 import re
-import subprocess
 from datetime import date
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from lora.files import ROOT
 from lora.records.record import load_curves, load_frame, load_records
 from lora.report.build import build
 
-ROOT = Path(__file__).parents[1]
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md")))}
-
-
 REFERENCES = ("base", "decide", "long", "mini", "small")
+AVERAGED = ("cola", "mrpc", "stsb")
 
 
 class Runs:
@@ -26,18 +23,18 @@ class Runs:
     def __init__(self, name: str):
         self.records = [one for one in load_records(ROOT / "results" / "reference" / name)[0] if one.status == "ok"]
         at = [one.config["method"].get("alpha_at_rank") for one in self.records]
-        self.frame = load_frame(self.records).assign(alpha_at=at)
-        self.curves = dict(list(load_curves(self.records).groupby("run_id")))
+        loss = [one.epochs[-1]["train_loss"] for one in self.records]
+        self.frame = load_frame(self.records).assign(alpha_at=at, loss=loss)
+        self.curves = load_curves(self.records).pivot(index="epoch", columns="run_id", values="value")
 
     def scores(self, slug: str, task: str, score: str = "best", start: str = "pretrained") -> pd.Series:
         runs = self.frame[(self.frame["seed"] > 5) & (self.frame["epochs"] == (5 if task == "rte" else 10))]
         runs = runs[runs["alpha_at"].isna() & runs["slug"].eq(slug) & runs["task"].eq(task) & runs["start"].eq(start)]
         runs = runs.drop_duplicates("seed").set_index("seed").sort_index()
-        if score != "others":
-            return 100 * runs[score].astype(float)
-        values = pd.DataFrame({seed: self.curves[run]["value"].to_numpy() for seed, run in runs["run_id"].items()})
-        best = {seed: values.drop(columns=seed).mean(axis=1).idxmax() for seed in values}  # by the other seeds
-        return pd.Series({seed: 100 * values.at[epoch, seed] for seed, epoch in best.items()})
+        if score == "others":  # at the epoch that is best by the other seeds
+            values = self.curves[runs["run_id"]]
+            runs["others"] = [values.at[values.drop(columns=run).mean(axis=1).idxmax(), run] for run in runs["run_id"]]
+        return 100 * runs[score].astype(float)
 
     def minus(self, one: str, other: str, task: str, score: str = "best") -> pd.Series:
         return (self.scores(one, task, score) - self.scores(other, task, score)).dropna()
@@ -88,30 +85,28 @@ def test_decide_shares_seeds_and_tasks_with_long_and_no_configuration(long, deci
 
 
 def test_houlsby_adapters_are_above_lora_narrowly_and_on_mrpc_clearly(long):
-    tasks = ("cola", "mrpc", "stsb")
-    by_score = {
-        score: sum(long.minus("houlsby-m8", "lora-qv-r8", task, score) for task in tasks) / 3
+    best, last, others = (
+        sum(long.minus("houlsby-m8", "lora-qv-r8", task, score) for task in AVERAGED) / 3
         for score in ("best", "last", "others")
-    }
-    best = by_score["best"]
-    p = stats.ttest_1samp(best, 0, alternative="greater").pvalue
+    )
+    p, *dropped = (
+        stats.ttest_1samp(values, 0, alternative="greater").pvalue
+        for values in (best, *(best.drop(seed) for seed in best.index))
+    )
     for name in ("experiments/README.md", "experiments/glue_table2/README.md"):
         assert f"p = {p:.4f}".replace("0.", ".") in page(name) and p < 0.0125
-    dropped = [stats.ttest_1samp(best.drop(seed), 0, alternative="greater").pvalue > 0.0125 for seed in best.index]
-    assert sum(dropped) == 4 and "any one of four" in page("experiments/README.md")
+    assert sum(one > 0.0125 for one in dropped) == 4 and "any one of four" in page("experiments/README.md")
     text = page("experiments/glue_table2/README.md")
-    last, others = (by_score[score].mean() for score in ("last", "others"))
-    assert f"By the last epoch ({last:+.1f}) and the unselected score ({others:+.1f})" in text
+    assert f"By the last epoch ({last.mean():+.1f}) and the unselected score ({others.mean():+.1f})" in text
     on_mrpc = long.minus("houlsby-m8", "lora-qv-r8", "mrpc")
     assert f"On MRPC alone it is clear ({on_mrpc.mean():+.1f}" in page("experiments/README.md")
 
 
 def test_lora_is_below_full_fine_tuning_on_each_task_by_the_best_epoch(long):
-    tasks = ("cola", "mrpc", "stsb")
     for slug in ("lora-qv-r8", "lora-qkvo-r4"):
-        assert all(long.minus(slug, "full", task).mean() < 0 for task in tasks)
+        assert all(long.minus(slug, "full", task).mean() < 0 for task in AVERAGED)
     level = long.minus("lora-qv-r8", "full", "stsb", "others").mean()
-    average = sum(long.minus("lora-qv-r8", "full", task, "others") for task in tasks) / 3
+    average = sum(long.minus("lora-qv-r8", "full", task, "others") for task in AVERAGED) / 3
     assert f"({level:+.1f}), and the average is {interval(average)}" in page("experiments/README.md")
 
 
@@ -153,11 +148,8 @@ def test_the_successors_on_sts_b_and_mrpc(long):
     threes = {"full", "houlsby-m8", "lora-qv-r8", "lora-qkvo-r4", "lora-qv-r8-dora", "lora-qv-r8-pissa"}
     fours = {"lora-qv-r8-plus", "peft-miss-qv-r16", "peft-ia3-kvf"}
     assert tried.to_dict() == dict.fromkeys(threes, 3) | dict.fromkeys(fours, 4) | {"peft-vera-qv-r256": 5}
-    losses = {one.run_id: one.epochs[-1]["train_loss"] for one in long.records}
-    runs = long.frame[
-        long.frame["task"].eq("mrpc") & long.frame["seed"].between(6, 10) & long.frame["start"].eq("pretrained")
-    ]
-    mean = runs["run_id"].map(losses).groupby(runs["slug"]).mean()
+    runs = long.frame.query("task == 'mrpc' and 6 <= seed <= 10 and start == 'pretrained'")
+    mean = runs.groupby("slug")["loss"].mean()
     shown = {"(IA)^3": "peft-ia3-kvf", "LoRA": "lora-qv-r8", "PiSSA": "lora-qv-r8-pissa", "MiSS": "peft-miss-qv-r16"}
     assert ", ".join(f"{name} {mean[slug]:.2f}".replace("0.", ".") for name, slug in shown.items()) in text
 
@@ -173,27 +165,20 @@ def test_how_many_records_come_from_uncommitted_changes():
     dirty = {}
     for name in REFERENCES:
         records = load_records(ROOT / "results" / "reference" / name)[0]
-        dirty[name] = (sum(one.provenance["code"]["dirty"] for one in records if one.provenance), len(records))
-    assert f"Of the {dirty['small'][1]} records of `small`, {dirty['small'][0]} come from" in page(
-        "experiments/README.md"
-    )
-    assert not any(count for name, (count, _) in dirty.items() if name != "small")
+        dirty[name] = [one.provenance["code"]["dirty"] for one in records if one.provenance]
+    small = dirty.pop("small")
+    assert f"Of the {len(small)} records of `small`, {sum(small)} come from" in page("experiments/README.md")
+    assert not any(map(any, dirty.values()))
 
 
 def test_what_a_change_of_the_cpu_moves(long):
-    again = {one.run_id: one for one in load_records(ROOT / "results" / "reference" / "long" / "repeated")[0]}
-    changes = []
-    for one in (one for one in long.records if one.run_id in again):
-        pairs = zip(one.epochs, again[one.run_id].epochs, strict=True)
-        values = [[e["metrics"]["validation"]["matthews"] for e in pair] for pair in pairs]
-        best, last = (
-            100 * (again[one.run_id].selected[s]["value"] - one.selected[s]["value"]) for s in ("best", "last")
-        )
-        changes.append((one.run_id.split(".s")[0], best, last, max(100 * abs(a - b) for a, b in values)))
-    frame = pd.DataFrame(changes, columns=["cell", "best", "last", "epoch"])
-    cells = frame.groupby("cell")[["best", "last"]].mean().abs().max()
+    again = Runs("long/repeated")
+    both = long.frame.merge(again.frame, on="run_id", suffixes=("", "_2"))
+    change = 100 * (both["best_2"] - both["best"])
+    best = change.groupby([both["slug"], both["task"]]).mean().abs().max()
+    epoch = (100 * (again.curves - long.curves[again.curves.columns])).abs().max().max()
     text = (ROOT / "conf" / "profile" / "long.yaml").read_text()
-    assert f"up to {cells['best']:.1f} points, one epoch of a run by up to {frame['epoch'].max():.1f}" in text
+    assert f"up to {best:.1f} points, one epoch of a run by up to {epoch:.1f}" in text
 
 
 def test_what_the_dev_rows_alone_leave():
@@ -206,19 +191,10 @@ def test_what_the_dev_rows_alone_leave():
     assert text in page("experiments/README.md")
 
 
-def test_every_commit_on_a_page_is_an_ancestor():
-    def git(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
-
-    if git("rev-parse", "--is-shallow-repository").stdout != "false\n":
-        pytest.skip("needs the history of this repository")
-    known = git("rev-list", "HEAD").stdout.split()
-    named = {
-        word
-        for text in PAGES.values()
-        for word in re.findall(r"(?<![-\w])(?=\w*\d)(?=\w*[a-f])[0-9a-f]{8}(?!\w)", text)
-    }
-    assert len(named) > 8 and {word for word in named if not any(one.startswith(word) for one in known)} == set()
+def test_every_commit_on_a_page_is_an_ancestor(git):
+    commit = re.compile(r"(?<![-\w])(?=\w*\d)(?=\w*[a-f])[0-9a-f]{8}(?!\w)")
+    named = {word for text in PAGES.values() for word in commit.findall(text)}
+    assert len(named) > 8 and named <= {one[:8] for one in git("rev-list", "HEAD").split()}
     assert not [path for path, text in PAGES.items() if re.search(r"\btag `", text)]
 
 
