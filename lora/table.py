@@ -1,8 +1,10 @@
-"""A table of texts, written in Markdown and CSV. `lora.report.page` shows it in HTML."""
+"""A table of values, written in Markdown and CSV. `lora.report.page` and `lora.report.terminal` show it too."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -11,13 +13,45 @@ MARK = "<!-- {name} {edge} -->"  # around a generated text in a page
 
 
 @dataclass(frozen=True)
+class Value:
+    """A cell that shows a number.
+
+    Args:
+        number: What a page sorts by.
+        text: The number as it is shown.
+        remarks: What follows it in brackets, such as an interval; small on a page.
+        aside: The first remark, which a terminal leaves out.
+    """
+
+    number: float | int
+    text: str
+    remarks: tuple[str, ...] = ()
+    aside: str = ""
+
+    @property
+    def bracketed(self) -> str:
+        return " ".join(f"({remark})" for remark in (self.aside, *self.remarks) if remark)
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.bracketed}".rstrip()
+
+
+Cell = Value | int | str
+
+
+def number(value: float | int, form: str = ".1f", *remarks: str) -> Cell:
+    """A number with these remarks; `-` if it was not measured."""
+    return "-" if math.isnan(value) else Value(value, f"{value:{form}}", remarks)
+
+
+@dataclass(frozen=True)
 class Table:
-    """A formatted table.
+    """A table, which each place formats for itself.
 
     Args:
         name: Name of its files in tables/.
         title: Includes the paper's name for it, if any.
-        cells: Texts; `-` if nothing was measured.
+        values: Columns of `Cell`: words, counts, values; `-` if nothing was measured.
         words: Number of leading columns that hold words, which are aligned left.
         notes: Lines below it, in Markdown without links.
         banner: A notice to read before the numbers; shown above the table.
@@ -25,11 +59,12 @@ class Table:
         figures: Name -> data of the figures that the page shows next to it.
         folded: Whether the page shows it only on request.
         experiment: The one whose runs it shows, if it is a table of one.
+        units: Text of a head or of a word -> the same without its unit, and the unit: `CoLA (Matthews)`.
     """
 
     name: str
     title: str
-    cells: pd.DataFrame
+    values: pd.DataFrame
     words: int = 1
     notes: tuple[str, ...] = ()
     banner: str = ""
@@ -37,6 +72,12 @@ class Table:
     figures: Mapping[str, Any] = field(default_factory=dict)
     folded: bool = False
     experiment: str = ""
+    units: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """The whole texts of the values."""
+        return self.values.map(str)
 
     def files(self) -> dict[str, bytes]:
         """Path below results/<name>/ -> content."""

@@ -15,7 +15,7 @@ from lora.records.predictions import is_constant, with_collapsed
 from lora.records.record import load_frame, load_records, write_record
 from lora.report.gather import gather
 from lora.report.runs import summarise
-from lora.report.tables import cell_text
+from lora.report.tables import score
 from lora.sweep.request import select_runs
 
 OVERRIDES = ["experiment=glue_table2", "task=stsb,rte", "seed=1,2,3,4,5"]
@@ -73,9 +73,9 @@ def test_a_collapsed_run_is_counted_and_kept(one_collapsed):
         ("lora-qv-r8", "stsb", 1),
     ]
     summary = summarise(gathered.runs).set_index(["slug", "task"])
-    assert cell_text(summary.loc["lora-qv-r8", "rte"]) == "50.0 ±0.0 (1 of 5 collapsed)"
-    assert cell_text(summary.loc["lora-qv-r8", "stsb"]) == "50.0 ±22.4 (1 of 5 collapsed)"
-    assert cell_text(summary.loc["full", "stsb"]) == "50.0 ±0.0"
+    assert str(score(summary.loc["lora-qv-r8", "rte"])) == "50.0 ±0.0 (1 of 5 collapsed)"
+    assert str(score(summary.loc["lora-qv-r8", "stsb"])) == "50.0 ±22.4 (1 of 5 collapsed)"
+    assert str(score(summary.loc["full", "stsb"])) == "50.0 ±0.0"
 
 
 def test_without_predictions_nothing_is_known_and_a_broken_file_is_named(one_collapsed):

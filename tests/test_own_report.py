@@ -130,7 +130,7 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
     ):
         ends = {"examples_low": low, "examples_high": 12.0, "both_low": low, "both_high": 12.0}
         found = Analyses({compared(runs, "best"): ends})
-        assert pairs_table(pairs, found)["... over both"].tolist() == [shown]
+        assert pairs_table(pairs, found)["... over both"].map(str).tolist() == [shown]
         (line,) = answers(pairs, found, {})
         assert line.endswith(f"n = 5: {word}")
 

@@ -84,6 +84,19 @@ class Report:
         return lines + [f"left out: {problem}" for problem in self.problems]
 
 
+def read_more(gathered: Gathered) -> tuple[pd.DataFrame, Analyses]:
+    """The curves of its records, and the analyses that were made from them."""
+    ok = gathered.state.ok
+    return load_curves(list(ok.values())), read_analyses(gathered.folder / "analysis", ok)
+
+
+def verdicts_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) -> list[Verdict]:
+    """The verdicts on the paper's claims, and on those of later papers."""
+    runs = with_others_epoch(gathered.runs, curves)
+    measured = gathered.frame, gathered.tried, gathered.efficiency, analyses, gathered.state.ok
+    return judge(read_claims(), runs, *measured)
+
+
 def build(name: str, overrides: Sequence[str] = (), results: Path | None = None) -> Report:
     """Build a profile's report, except the pictures, from what `gather` reads. Writes nothing.
 
@@ -91,8 +104,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         analysis is invalid.
     """
     gathered = gather(name, overrides, results)
-    name, frame, ok = gathered.name, gathered.frame, gathered.state.ok
-    curves, analyses = load_curves(list(ok.values())), read_analyses(gathered.folder / "analysis", ok)
+    name, frame = gathered.name, gathered.frame
+    curves, analyses = read_more(gathered)
     judged: list[Verdict] = []
     found: list[Headline] = []
     figures: dict[str, Figure] = {}
@@ -100,10 +113,10 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     lines: list[str] = []
     cells = [pd.DataFrame()]
     if not gathered.is_own:
-        measured = gathered.tried, gathered.efficiency, analyses, ok
-        judged = judge(read_claims(), with_others_epoch(gathered.runs, curves), frame, *measured)
+        judged = verdicts_of(gathered, curves, analyses)
         named = {line["profile"] for line in read_lines() if "profile" in line} if name == FOUND else ()
-        found = headlines(judged, {one: build(f"{REFERENCE}/{one}", (), results).verdicts for one in named})
+        others = {one: gather(f"{REFERENCE}/{one}", (), results) for one in named}
+        found = headlines(judged, {one: verdicts_of(of_one, *read_more(of_one)) for one, of_one in others.items()})
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
         more = {

@@ -40,9 +40,10 @@ from lora.report.runs import (
     slug_label,
     summarise,
     task_title,
+    task_units,
 )
 from lora.report.tables import table2, table5, table6, with_paper
-from lora.table import Table
+from lora.table import Cell, Table, Value, number
 
 PAPER = ROOT / "experiments"  # its folders hold the paper's cells
 ROWS = PAPER / "glue_table2" / "rows.csv"
@@ -99,7 +100,8 @@ class Section:
         drawn = {f"{key}{suffix}": figure for key, figure in figures.items() if figure is not None}
         title = f"{title} ({self.gathered.name})"
         about = (tuple(notes), banner, self.above, drawn)
-        return Table(f"{file}{suffix}", title, cells, words, *about, experiment=self.experiment)
+        units = task_units(self.runs)
+        return Table(f"{file}{suffix}", title, cells, words, *about, experiment=self.experiment, units=units)
 
 
 def methods(section: Section) -> list[Table]:
@@ -240,11 +242,12 @@ def table7(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
             layers = case["layers"]
             middle = layers[len(layers) // 2]
             factors = pd.Series([layer["update"] / layer["in_update"] for layer in layers])
-            line = {"Task": task_title(case["task"]), "Matrix": TARGET_TITLES[case["target"]]}
-            line |= {"r": str(case["rank"]), "Layer": f"{middle['layer'] + 1} of {len(layers)}"}
-            line |= {title: f"{middle[norm]:.2f}" for title, norm in NORMS.items()}
-            line |= {"Amplification": f"{middle['update'] / middle['in_update']:.2f}"}
-            lines.append(line | {"Median over layers": f"{factors.median():.2f}"})
+            line: dict[str, Cell] = {"Task": task_title(case["task"]), "Matrix": TARGET_TITLES[case["target"]]}
+            place = middle["layer"] + 1
+            line |= {"r": case["rank"], "Layer": Value(place, f"{place} of {len(layers)}")}
+            line |= {title: number(middle[norm], ".2f") for title, norm in NORMS.items()}
+            line |= {"Amplification": number(middle["update"] / middle["in_update"], ".2f")}
+            lines.append(line | {"Median over layers": number(factors.median(), ".2f")})
     figures = {}
     for key, (kind, title, about) in FIGURES.items():
         panels = [
@@ -265,9 +268,11 @@ def subtraction_table(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | 
     """What swaps by the paper's own subtraction leave of W0, and what they change."""
     lines = []
     for case in cases:
-        line = {"Dtype": case["label"], "Swaps": f"{case['swaps']:,}", "Error / norm of W0": f"{case['of_weight']:.1e}"}
-        line |= {"Error / norm of BA": f"{case['of_update']:.1e}", "Largest change of a logit": f"{case['logits']:.1e}"}
+        errors = {"Error / norm of W0": "of_weight", "Error / norm of BA": "of_update"}
+        errors["Largest change of a logit"] = "logits"
+        line: dict[str, Cell] = {"Dtype": case["label"], "Swaps": number(case["swaps"], ",")}
+        line |= {title: number(case[key], ".1e") for title, key in errors.items()}
         title = f"Changed predictions ({task_title(case['task'])})"
-        lines.append(line | {title: f"{case['changed']} of {case['rows']:,}"})
+        lines.append(line | {title: Value(case["changed"], f"{case['changed']} of {case['rows']:,}")})
     title = f"Swaps by subtracting BA and adding B'A', without a copy of W0 ({name})"
     return Table("subtraction", title, pd.DataFrame(lines), 1, (note("subtraction"),)) if lines else None

@@ -23,6 +23,7 @@ from lora.report.runs import (
     summarise,
     task_labels,
     task_title,
+    task_units,
     told_apart,
     with_records,
 )
@@ -32,14 +33,14 @@ from lora.report.stats import (
     LEVEL,
     ON_ROWS,
     all_pairs,
-    ends_text,
+    ends,
     holm,
     interval_of,
     mean_interval,
     needed_text,
 )
-from lora.report.tables import cell_text, collapsed_text, number, rates_text, seeds_text, trainable_text
-from lora.table import Table
+from lora.report.tables import collapsed_text, rates_text, score, seeds, trainable
+from lora.table import Cell, Table, Value, number
 
 REPEATED = "repeated"  # the folder of runs trained again, below that of the records
 
@@ -69,10 +70,10 @@ def pairs_table(pairs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     for row in pairs.itertuples():
         line = {"Model": row.model} if pairs["model"].nunique() > 1 else {}
         line |= {"Method": row.one, "Minus": row.other}
-        line |= {"Task": row.place, "n": str(row.n)}
-        line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": ends_text(row.low, row.high)}
+        line |= {"Task": row.place, "n": row.n}
+        line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": ends(row.low, row.high)}
         for sampled in ("examples", "both"):
-            line[f"... over {sampled}"] = ends_text(*analyses.over_rows(row.runs, "best", sampled))
+            line[f"... over {sampled}"] = ends(*analyses.over_rows(row.runs, "best", sampled))
         lines.append(line | {"p": number(row.p, ".2g"), "p (Holm)": number(row.p_holm, ".2g")})
     return pd.DataFrame(lines)
 
@@ -98,7 +99,7 @@ def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str])
             few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
             word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"
         about = f", {row.model}" if pairs["model"].nunique() > 1 else ""
-        value = f"{interval_of(row).text}, n = {row.n}"
+        value = f"{interval_of(row).shown}, n = {row.n}"
         lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}: {word}")
     return lines
 
@@ -130,29 +131,29 @@ def successors_table(
         from_lora: `minus` of the runs.
         paper: The cells that papers print of the methods and of LoRA.
     """
-    texts = {(row.one, row.task): interval_of(row).text for row in from_lora.itertuples()}
+    texts = {(row.one, row.task): interval_of(row).shown for row in from_lora.itertuples()}
     lines, tasks = [], task_labels(summary)
     for label, group in summary.groupby("label", sort=False):
         line = {"Method": label, "Learning rate": rates_text(runs[runs["label"] == label])}
-        line |= {"Trainable": trainable_text(group), "Seeds": seeds_text(group)}
+        line |= {"Trainable": trainable(group), "Seeds": seeds(group)}
         for _, row in group.iterrows():
             title = task_title(row["task"])
-            line[tasks[row["task"]]] = cell_text(row)
+            line[tasks[row["task"]]] = score(row)
             line[f"{title}, minus LoRA"] = texts.get((label, row["task"]), "-")
-            line[f"{title}, in papers"] = printed_text(label, title, paper)
+            line[f"{title}, in papers"] = in_papers(label, title, paper)
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def printed_text(label: str, task: str, paper: pd.DataFrame | None) -> str:
+def in_papers(label: str, task: str, paper: pd.DataFrame | None) -> Cell:
     """`-1.3 to +0.5 (8)`: the range of the method minus LoRA, over the encoders and papers that print both."""
     if paper is None:
         return "-"
     there = paper[paper["task"] == task].pivot(index=["source", "model"], columns="method", values="value")
     name = label.partition(" (")[0]
     gaps = (there[name] - there["LoRA"]).dropna() if name in there and name != "LoRA" else there["LoRA"][:0]
-    ends = dict.fromkeys(f"{end:+.1f}" for end in (gaps.min(), gaps.max()))
-    return f"{' to '.join(ends)} ({len(gaps)})" if len(gaps) else "-"
+    span = dict.fromkeys(f"{end:+.1f}" for end in (gaps.min(), gaps.max()))
+    return Value(gaps.min(), " to ".join(span), (f"{len(gaps)}",)) if len(gaps) else "-"
 
 
 def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> pd.DataFrame:
@@ -164,12 +165,12 @@ def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> 
     lines = []
     for task, title in task_labels(runs).items():
         for label, row in runs[runs["task"] == task].groupby("label", sort=False):
-            cells = {value: cell_text(summarise(of_value).iloc[0]) for value, of_value in row.groupby(column)}
+            cells = {value: score(summarise(of_value).iloc[0]) for value, of_value in row.groupby(column)}
             line = {"Task": title, "Method": label}
             line |= {heading: cells.get(value, "-") for value, heading in titles.items()}
             best = 100 * row.pivot(index="seed", columns=column, values="best").reindex(columns=list(titles))
             change = (best.iloc[:, -1] - best.iloc[:, 0]).dropna().round(DIGITS) if len(titles) > 1 else best[:0]
-            lines.append(line | {"Change": mean_interval(change.to_numpy()).text, "Pairs": str(len(change))})
+            lines.append(line | {"Change": mean_interval(change.to_numpy()).shown, "Pairs": len(change)})
     return pd.DataFrame(lines)
 
 
@@ -214,10 +215,10 @@ def twice_table(file: str, title: str, runs: pd.DataFrame, again: pd.DataFrame, 
         one, two = 100 * cell["best"], 100 * cell["best_2"]
         changes = (two - one).round(DIGITS)
         line = {"Method": label, "Task": tasks[task], "Devices": f"{device}, {other}"}
-        line |= {"Seeds": str(len(cell)), "First": number(one.mean()), "Second": number(two.mean())}
-        line |= {"Change": mean_interval(changes.dropna().to_numpy()).text, "SD of the change": number(changes.std())}
+        line |= {"Seeds": len(cell), "First": number(one.mean()), "Second": number(two.mean())}
+        line |= {"Change": mean_interval(changes.dropna().to_numpy()).shown, "SD of the change": number(changes.std())}
         lines.append(line | {"SD of two seeds": number(math.sqrt(2) * one.std())})
-    return Table(file, title, pd.DataFrame(lines), 3, (note(REPEATED),)) if lines else None
+    return Table(file, title, pd.DataFrame(lines), 3, (note(REPEATED),), units=task_units(runs)) if lines else None
 
 
 TITLE = "Learning rates tried, on seeds outside the tables of results"
@@ -251,17 +252,18 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
             line, means = {"Method": label, "Learning rate": f"{rate:g}"}, []
             for task, title in tasks.items():
                 cell = of_rate[of_rate["task"] == task]
-                seeds = f" ({len(cell)} seeds)" if len(cell) > 1 else ""
-                remark = collapsed_text(int(cell["collapsed"].sum()), len(cell)) or seeds
+                count = f"{len(cell)} seeds" if len(cell) > 1 else ""
+                remark = collapsed_text(int(cell["collapsed"].sum()), len(cell)) or count
                 means.append(100 * cell["best"].mean())
-                line[title] = number(means[-1]) + remark
+                line[title] = number(means[-1], ".1f", remark)
             line |= {} if by_task else {"Avg.": number(pd.Series(means).mean(skipna=False))}
             edge = " (edge)" if rate in (of_row["lr"].min(), of_row["lr"].max()) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
     notes = (note(f"{LEARNING_RATE}_by_task" if by_task else LEARNING_RATE), *encoder_notes(runs["model"]))
     banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
     above, drawn = conditions(tried, curves), {"rates": by_rate(runs)}
-    return Table(LEARNING_RATE, f"{TITLE} ({name})", pd.DataFrame(lines), 2, notes, banner, above, drawn)
+    title, units = f"{TITLE} ({name})", task_units(runs)
+    return Table(LEARNING_RATE, title, pd.DataFrame(lines), 2, notes, banner, above, drawn, units=units)
 
 
 def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:

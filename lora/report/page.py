@@ -17,12 +17,9 @@ from lora.report.build import Report
 from lora.report.claims import shown
 from lora.report.notes import BANNERS
 from lora.report.runs import encoder_title, task_title
-from lora.report.tables import number
-from lora.table import Table, rows
+from lora.table import Cell, Table, Value, number, rows
 
 SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
-NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
-FACTORS = {"k": 1e3, "M": 1e6}
 IDS = re.compile(r' id="[\w.]+_\d+"')  # matplotlib's ids of groups, which nothing refers to
 SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)pt"')
 
@@ -39,7 +36,7 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
         banner=BANNERS["embedded"] if any(table.banner == BANNERS["embedded"] for table in tables) else "",
         contents=[(t.name, t.title.removesuffix(f" ({report.name})").partition(":")[0]) for t in tables],
-        findings=[(places.get(r.line["claim"], 0), r.cells) for r in report.headlines if not r.is_aside],
+        findings=[(places.get(row.line["claim"], 0), row) for row in report.headlines if not row.is_aside],
         counts=", ".join(f"{words[word]} {word}" for word in SYMBOLS if words[word]),
         verdicts=list(enumerate(report.verdicts, start=1)),
         symbols=SYMBOLS,
@@ -73,13 +70,13 @@ def runs_table(report: Report) -> Table:
         code = (record.provenance.get("code") or {}).get("commit") or "-"
         line = {"Method": p.label, "Task": task_title(p.task), "Encoder": encoder_title(p.model), "Start": p.start}
         line |= {"Device": record.provenance["device"], "Code": code[: shown.SHORT], "Run": p.run_id}
-        line |= {"Seed": str(p.seed), "Best": percent(best["value"]), "Epoch": str(best["epoch"])}
-        lines.append(line | {"Last": percent(last["value"]), "Minutes": f"{record.seconds / 60:.1f}"})
+        line |= {"Seed": p.seed, "Best": percent(best["value"]), "Epoch": best["epoch"]}
+        lines.append(line | {"Last": percent(last["value"]), "Minutes": number(record.seconds / 60)})
     note = "The configuration, every epoch and the provenance of a run are in `runs/<run>.json`."
     return Table("every_run", "Every run", pd.DataFrame(lines), 7, (note,), folded=True)
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None) -> Cell:
     return "-" if value is None else number(100 * value)
 
 
@@ -89,24 +86,16 @@ def marked(text: str) -> Markup:
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", bold))
 
 
-def sort_value(text: str) -> str:
-    """The number that a cell begins with (`83.4 ±0.5`: 83.4; `74k`: 74000); empty if there is none."""
-    found = NUMBER.match(text)
-    if found is None:
-        return ""
-    factor = FACTORS.get(text[found.end() : found.end() + 1], 1)
-    return f"{float(found[0].replace(',', '')) * factor:g}"
+def sort_key(cell: Cell) -> str:
+    """What a column is sorted by; empty if nothing was measured."""
+    return "" if isinstance(cell, str) else f"{cell.number if isinstance(cell, Value) else cell:.6g}"
 
 
-def verdict(words: str) -> str:
-    """The verdict that a text begins with."""
-    return next(word for word in SYMBOLS if words.startswith(word))
-
-
-def with_remark(text: str) -> Markup:
-    """A cell that shows its last brackets, such as `(2 of 3 collapsed)`, on a separate line."""
-    value, bracket, remark = text.rpartition(" (")
-    return Markup("{} <small>({}</small>").format(value, remark) if bracket and remark.endswith(")") else escape(text)
+def with_small(cell: Cell) -> Markup:
+    """A cell that shows its remarks on a separate line."""
+    if isinstance(cell, Value) and cell.bracketed:
+        return Markup("{} <small>{}</small>").format(cell.text, cell.bracketed)
+    return escape(cell)
 
 
 def inline_svg(picture: bytes) -> Markup:
@@ -134,6 +123,6 @@ ENVIRONMENT = Environment(
     undefined=StrictUndefined,
 )
 ENVIRONMENT.filters |= {
-    "marked": marked, "sort_value": sort_value, "with_remark": with_remark, "verdict": verdict, "rows": rows,
-    "inline_svg": inline_svg, "natural_width": natural_width,
+    "marked": marked, "sort_key": sort_key, "with_small": with_small, "rows": rows, "inline_svg": inline_svg,
+    "natural_width": natural_width,
 }  # fmt: skip

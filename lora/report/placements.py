@@ -6,8 +6,9 @@ from lora.records.analysis import Analyses
 from lora.report.comparisons import minus
 from lora.report.figures import Figure, by_task, figure, on_lines
 from lora.report.runs import slug_label, task_labels
-from lora.report.stats import LEVEL, Interval, ends_text, interval_of, mean_interval, paired_differences
-from lora.report.tables import number, rates_text, trainable_text
+from lora.report.stats import LEVEL, Interval, ends, interval_of, mean_interval, paired_differences
+from lora.report.tables import rates_text, trainable
+from lora.table import Cell, number
 
 BASE = "lora-qv-r8"  # what the others are compared with
 SCORE = "split_half"  # records of these experiments have it, so it is their unselected score
@@ -19,20 +20,20 @@ def from_base(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     """Every arm minus LoRA on Wq and Wv, by the unselected score: rows of `lora.report.stats.all_pairs`, with the ends
     rows_low and rows_high of the interval for other dev rows."""
     pairs = minus(runs, slug_label(BASE), SCORE)
-    ends = [analyses.over_rows(ids, "unselected") for ids in pairs["runs"]]
-    return pairs.assign(rows_low=[low for low, _ in ends], rows_high=[high for _, high in ends])
+    wider = [analyses.over_rows(ids, "unselected") for ids in pairs["runs"]]
+    return pairs.assign(rows_low=[low for low, _ in wider], rows_high=[high for _, high in wider])
 
 
 def layers_table(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     """One line per task and arm: its rate, every score, the dev loss, and the difference from LoRA on Wq and Wv."""
     differences = {
-        (row.task, row.one): (interval_of(row).text, ends_text(row.rows_low, row.rows_high))
+        (row.task, row.one): (interval_of(row).shown, ends(row.rows_low, row.rows_high))
         for row in from_base(runs, analyses).itertuples()
     }
     lines = []
     for task, title in task_labels(runs).items():
         for label, arm in runs[runs["task"] == task].groupby("label", sort=False):
-            line = {"Task": title, "Method": label, "Trainable": trainable_text(arm)}
+            line = {"Task": title, "Method": label, "Trainable": trainable(arm)}
             line |= {"Learning rate": rates_text(arm)} | scores(arm)
             for heading, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
                 line[heading] = number(arm[loss].astype(float).mean(), ".3f")
@@ -57,10 +58,10 @@ def layers_figure(runs: pd.DataFrame, analyses: Analyses) -> Figure | None:
     return figure("Each arm minus LoRA on Wq and Wv", note, "intervals", "points", panels)
 
 
-def scores(arm: pd.DataFrame) -> dict[str, str]:
+def scores(arm: pd.DataFrame) -> dict[str, Cell]:
     """The number of an arm's runs, and the mean of each score."""
     means = {title: 100 * arm[score].astype(float).mean() for title, score in SCORES.items()}
-    return {"Seeds": f"{arm['best'].count()}"} | {title: number(mean) for title, mean in means.items()}
+    return {"Seeds": int(arm["best"].count())} | {title: number(mean) for title, mean in means.items()}
 
 
 def head_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -75,9 +76,8 @@ def head_rule(runs: pd.DataFrame) -> str:
     """What the plan's rule says (experiments/plans/layers.md, part 0): does the head explain Houlsby adapters' lead?"""
     runs, (own, faster) = with_head(runs), HEADS
     lead, gain = change(runs, ("houlsby", own), ("lora", own)), change(runs, ("lora", faster), ("lora", own))
-    numbers = (
-        f"Houlsby adapters - LoRA, both heads at {own:g}: {lead.text}; LoRA, head at {faster:g} - {own:g}: {gain.text}"
-    )
+    numbers = f"Houlsby adapters - LoRA, both heads at {own:g}: {lead.shown}"
+    numbers += f"; LoRA, head at {faster:g} - {own:g}: {gain.shown}"
     if lead.low > 0:
         return f"The head's rate does not explain the lead of Houlsby adapters. {numbers}."
     if lead.low <= 0 <= lead.high and (gain.low > 0 or gain.high < 0):

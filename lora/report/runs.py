@@ -63,8 +63,14 @@ def task_title(task: str) -> str:
 
 def task_labels(runs: pd.DataFrame) -> dict[str, str]:
     """Task -> `CoLA (Matthews)`, in the tables' order. `runs`: any frame with the columns task and metric."""
+    return dict(zip(in_order(runs), task_units(runs), strict=True))
+
+
+def task_units(runs: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """The label of each task -> its title, and its metric."""
     metrics = dict(zip(runs["task"], runs["metric"], strict=True))
-    return {task: f"{task_title(task)} ({METRIC_SHORT[metrics[task]]})" for task in in_order(runs)}
+    parts = [(task_title(task), METRIC_SHORT[metrics[task]]) for task in in_order(runs)]
+    return {f"{title} ({metric})": (title, metric) for title, metric in parts}
 
 
 def adapted(row: Any) -> tuple[str, int]:

@@ -33,6 +33,7 @@ from jaxtyping import Float
 from scipy import special  # `scipy.stats` takes a second to load
 
 from lora.data.tasks import task_order
+from lora.table import Cell, Value, number
 
 LEVEL = 0.95
 ENOUGH_SEEDS = 5
@@ -52,11 +53,9 @@ class Interval:
     n: int
 
     @property
-    def text(self) -> str:
+    def shown(self) -> Cell:
         """`+3.4 (+2.0 to +4.8)`; the mean alone without an interval, and `-` without a mean."""
-        if math.isnan(self.mean):
-            return "-"
-        return f"{self.mean:+.1f}" + ("" if math.isnan(self.low) else f" ({ends_text(self.low, self.high)})")
+        return number(self.mean, "+.1f", *([] if math.isnan(self.low) else [str(ends(self.low, self.high))]))
 
 
 def interval_of(row: Any) -> Interval:
@@ -64,9 +63,9 @@ def interval_of(row: Any) -> Interval:
     return Interval(row.mean, row.low, row.high, row.n)
 
 
-def ends_text(low: float, high: float) -> str:
+def ends(low: float, high: float) -> Cell:
     """`+2.0 to +4.8`; `-` without an interval."""
-    return "-" if math.isnan(low) else f"{low:+.1f} to {high:+.1f}"
+    return "-" if math.isnan(low) else Value(low, f"{low:+.1f} to {high:+.1f}")
 
 
 def paired_differences(one: pd.DataFrame, other: pd.DataFrame, column: str = "best") -> pd.DataFrame:

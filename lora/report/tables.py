@@ -1,4 +1,4 @@
-"""The layouts of the tables of cells: from `lora.report.runs.summarise` to texts."""
+"""The layouts of the tables of cells: from `lora.report.runs.summarise` to values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,27 +7,25 @@ import pandas as pd
 
 from lora.report.runs import ROW, adapted, human_count, in_order, task_labels, task_title
 from lora.report.stats import mean_interval
+from lora.table import Cell, Value, number
 
 Paper = dict[str, dict[tuple[str, int], float]]
 
 
-def cell_text(row: pd.Series, with_mean: bool = False) -> str:
+def score(row: pd.Series, with_mean: bool = False) -> Cell:
     """`83.4 ±0.5`: the median and standard deviation over seeds; `(2/3)` if seeds are missing; `-` if all are.
     `with_mean` adds `(mean 83.2)`, whose differences are those of the verdicts."""
     if row["n"] == 0:
         return "-"
     spread = f" ±{row['std']:.1f}" if row["n"] > 1 else ""
-    count = f" ({row['n']:.0f}/{row['planned']:.0f})" if row["n"] < row["planned"] else ""
-    mean = f" (mean {row['mean']:.1f})" if with_mean and row["n"] > 1 else ""
-    return f"{row['median']:.1f}{spread}{mean}{count}{collapsed_text(int(row['collapsed']), int(row['n']))}"
+    count = f"{row['n']:.0f}/{row['planned']:.0f}" if row["n"] < row["planned"] else ""
+    mean = f"mean {row['mean']:.1f}" if with_mean and row["n"] > 1 else ""
+    remarks = count, collapsed_text(int(row["collapsed"]), int(row["n"]))
+    return Value(row["median"], f"{row['median']:.1f}{spread}", remarks, mean)
 
 
 def collapsed_text(collapsed: int, n: int) -> str:
-    return f" ({collapsed} of {n} collapsed)" if collapsed else ""
-
-
-def number(value: float, form: str = ".1f") -> str:
-    return "-" if pd.isna(value) else f"{value:{form}}"
+    return f"{collapsed} of {n} collapsed" if collapsed else ""
 
 
 def table2(summary: pd.DataFrame) -> pd.DataFrame:
@@ -39,30 +37,32 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
         line = {column.capitalize(): group[column].iloc[0] for column in shown} | {"Method": label}
         heads = group["trainable_head"].dropna().astype(float)  # depends on the tasks' numbers of labels
         ends = (heads.min(), heads.max()) if len(heads) else ()
-        texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends) or ["-"]
-        line |= {"Trainable": trainable_text(group), "Head": " to ".join(texts), "Seeds": seeds_text(group)}
+        texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends)
+        head = Value(heads.min(), " to ".join(texts)) if texts else "-"
+        line |= {"Trainable": trainable(group), "Head": head, "Seeds": seeds(group)}
         lines.append(line | task_cells(group, tasks))
     return pd.DataFrame(lines)
 
 
-def trainable_text(group: pd.DataFrame) -> str:
-    values = group["trainable_method"].dropna()
-    return human_count(float(values.iloc[0])) if len(values) else "-"
+def trainable(group: pd.DataFrame) -> Cell:
+    counts = group["trainable_method"].dropna().astype(float)
+    return Value(counts.iloc[0], human_count(counts.iloc[0])) if len(counts) else "-"
 
 
 def rates_text(runs: pd.DataFrame) -> str:
     return " and ".join(f"{rate:g}" for rate in sorted(runs["lr"].dropna().unique())) or "-"
 
 
-def seeds_text(group: pd.DataFrame) -> str:
+def seeds(group: pd.DataFrame) -> Value:
     """Number of runs in the cells of a line: `5`, or `3 to 5`."""
-    return " to ".join(dict.fromkeys((f"{group['n'].min()}", f"{group['n'].max()}")))
+    least, most = int(group["n"].min()), int(group["n"].max())
+    return Value(least, " to ".join(dict.fromkeys((f"{least}", f"{most}"))))
 
 
-def task_cells(group: pd.DataFrame, tasks: Mapping[str, str], with_mean: bool = False) -> dict[str, str]:
+def task_cells(group: pd.DataFrame, tasks: Mapping[str, str], with_mean: bool = False) -> dict[str, Cell]:
     """One cell per task, and the average of several tasks unless they are a user's own, whose metrics may be unlike.
-    `tasks`: task -> label; `with_mean`: see `cell_text`."""
-    cells = {row["task"]: cell_text(row, with_mean) for _, row in group.iterrows()}
+    `tasks`: task -> label; `with_mean`: see `score`."""
+    cells = {row["task"]: score(row, with_mean) for _, row in group.iterrows()}
     line = {label: cells.get(task, "-") for task, label in tasks.items()}
     averaged = len(tasks) > 1 and not group["kind"].eq("own").any()
     return line | ({"Avg.": number(average(group, [*tasks]))} if averaged else {})
@@ -91,10 +91,11 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
         if len(fits):
             names = fits.iloc[0][["paper_model", "paper_method", "paper_trainable"]].tolist()
             cells = paper[paper[["model", "method", "trainable_params"]].eq(names).all(axis=1)].set_index("task")
-            printed = {"Method": f"the paper: {names[0]} {names[1]}", "Trainable": names[2]}
+            printed: dict[str, Cell] = {"Method": f"the paper: {names[0]} {names[1]}"}
+            printed["Trainable"] = Value(1e6 * float(names[2].removesuffix("M")), names[2])
             for task in in_order(group):
                 value, std = (cells[key].get(task_title(task), math.nan) for key in ("value", "std"))
-                printed[tasks[task]] = "-" if pd.isna(value) else f"{value}" + f" ±{std}" * pd.notna(std)
+                printed[tasks[task]] = "-" if pd.isna(value) else Value(value, f"{value}" + f" ±{std}" * pd.notna(std))
             mean = cells["value"].reindex([*map(task_title, tasks)]).mean(skipna=False)
             lines.append(
                 {name: printed.get(name, "") for name in table} | ({"Avg.": number(mean)} if len(tasks) > 1 else {})
@@ -108,7 +109,7 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
     tasks, lines, of_paper = task_labels(summary), [], paper_cells(paper)
     for _, group in summary.groupby(["slug", "label"], sort=False):
         targets, rank = adapted(group.iloc[0])
-        line = {"Adapted": targets, "Rank": str(rank), "Trainable": trainable_text(group), "Seeds": seeds_text(group)}
+        line = {"Adapted": targets, "Rank": rank, "Trainable": trainable(group), "Seeds": seeds(group)}
         line |= task_cells(group, tasks, with_mean=True)
         lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
     return pd.DataFrame(lines)
@@ -128,10 +129,10 @@ def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
     """Table 6: tasks and target sets by ranks with what a doubling adds, and the published cells in rows below ours."""
     found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
     ranks, sets = sorted({rank for _, rank in found["lora"]}), list(dict.fromkeys(name for name, _ in found["lora"]))
-    texts = {}
+    texts: dict[str, dict[tuple[str, int], Cell]] = {}
     for task, label in task_labels(summary).items():
         rows = found[found["task"] == task].iterrows()
-        texts[label] = {row["lora"]: cell_text(row, with_mean=True) for _, row in rows}
+        texts[label] = {row["lora"]: score(row, with_mean=True) for _, row in rows}
     for task, cells in paper_cells(paper).items():
         texts[task] = {key: number(value) for key, value in cells.items()}
     slopes = per_doubling(runs)
@@ -146,7 +147,7 @@ def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
     return pd.DataFrame(lines)
 
 
-def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
+def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], Cell]:
     """(task label, target set) -> the slope of a seed's scores over log2 of the rank: the mean over seeds, with its
     interval. Seeds that lack a rank are excluded."""
     found, tasks, lora = {}, task_labels(runs), [adapted(run) for run in runs.itertuples()]
@@ -156,5 +157,5 @@ def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], str]:
         centred = scores.columns.to_numpy(float) - scores.columns.to_numpy(float).mean()
         if len(centred) > 1:
             slopes = scores.to_numpy() @ centred / (centred @ centred)
-            found[tasks[task], targets] = mean_interval(slopes).text
+            found[tasks[task], targets] = mean_interval(slopes).shown
     return found

@@ -1,6 +1,5 @@
 """What commands print of a report: on a terminal, tables that fit its width; in a pipe or a file, Markdown."""
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,17 +13,15 @@ from rich.table import Table as Grid
 
 from lora.config.plan import LEARNING_RATE
 from lora.report.build import Report
-from lora.report.claims.shown import ours, verdict_table, word_text, worst_word
+from lora.report.claims.shown import on_places, ours, verdict_table, word_text, worst
 from lora.report.claims.verdicts import Verdict
 from lora.report.comparisons import REPEATED
-from lora.report.page import SYMBOLS, verdict
-from lora.report.runs import METRIC_SHORT, OWN
-from lora.table import Table, rows
+from lora.report.page import SYMBOLS
+from lora.report.runs import OWN
+from lora.table import Cell, Table, Value, rows
 
 # In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.
 NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEATED, "reference")
-METRICS = re.compile(rf" \((?:{'|'.join(map(re.escape, METRIC_SHORT.values()))})\)(?=$|,)")
-MEANS = re.compile(r" \(mean [^)]*\)")
 SIZES = ("Trainable", "Seeds", "Pairs", "Layer", "Median over layers")  # columns that a narrow terminal can do without
 STATUS_SHOWN = 5  # lines on missing and failed runs at the end of a sweep, which fits 40 lines
 COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
@@ -71,9 +68,9 @@ def show(report: Report, experiments: Sequence[str] = (), plain: bool = False) -
 
 def print_claim(console: Console, judged: Sequence[Verdict], whole: bool) -> None:
     """The verdict, what decides it, and the claim, which is cut to one line unless it is to be `whole`."""
-    word = worst_word([word_text(each) for each in judged], "devices")
-    claim = escape(judged[0].claim.headline.removesuffix("."))
-    start = f"[{COLOURS[verdict(word)]}]{SYMBOLS[verdict(word)]} {word:<13}[/]"
+    word = on_places(judged, [word_text(each) for each in judged], "devices")
+    claim, verdict = escape(judged[0].claim.headline.removesuffix(".")), worst(judged).word
+    start = f"[{COLOURS[verdict]}]{SYMBOLS[verdict]} {word:<13}[/]"
     fits = not whole and len(word) + len(ours(judged)) + 20 < console.width  # the claim may be cut, the interval not
     console.print(f"{start}  {escape(ours(judged))}  [dim]{claim}[/]", no_wrap=fits, overflow="ellipsis")
 
@@ -81,11 +78,11 @@ def print_claim(console: Console, judged: Sequence[Verdict], whole: bool) -> Non
 def compared(report: Report) -> list[str]:
     """A line of at most 80 characters on the runs that the reference has too, in place of their table."""
     lines, runs = [], report.gathered.every["device"].count()
-    for cells in (table.cells for table in report.tables if table.name == "reference"):
-        first, second = (pd.to_numeric(cells[side], errors="coerce").fillna(0) for side in ("First", "Second"))
+    for table in (table for table in report.tables if table.name == "reference"):
+        first, second = (pd.to_numeric(table.cells[side], errors="coerce").fillna(0) for side in ("First", "Second"))
         place = (second - first).abs().idxmax()
-        cell = f"{cells.at[place, 'Method']}, {METRICS.sub('', cells.at[place, 'Task'])}"
-        same, change = cells["Seeds"].astype(int).sum(), (second - first)[place]
+        cell = f"{table.cells.at[place, 'Method']}, {short(table, table.cells.at[place, 'Task'])}"
+        same, change = table.values["Seeds"].sum(), (second - first)[place]
         lines.append(f"Reference: {same} of {runs} runs, largest change {change:+.1f} ({cell})")
     return lines
 
@@ -97,12 +94,16 @@ def printed(report: Report, of_sweep: bool) -> list[Table]:
     return sorted(tables, key=lambda table: table.name == "claims")
 
 
+def short(table: Table, cell: Cell) -> str:
+    """A cell or a head without the names of metrics, and means."""
+    return str(replace(cell, aside="")) if isinstance(cell, Value) else table.units.get(cell, (str(cell),))[0]
+
+
 def grid(table: Table, width: int) -> Grid:
     """A table without the size of the head, columns in which nothing is measured, the names of metrics, and means."""
-    cells = table.cells.drop(columns="Head", errors="ignore")
-    cells = cells.replace(METRICS, "", regex=True).replace(MEANS, "", regex=True)
+    cells = table.values.drop(columns="Head", errors="ignore").map(lambda cell: short(table, cell))
     cells = cells.loc[:, [not (column == "-").all() for _, column in cells.items()]]
-    names = {name: METRICS.sub("", name) for name in cells.columns}
+    names = {name: short(table, name) for name in cells.columns}
     texts = {name: [title, *map(str, cells[name])] for name, title in names.items()}
     least = {name: max(len(word) for text in column for word in text.split()) for name, column in texts.items()}
     for name in (*SIZES, *reversed(cells.columns[table.words + 1 :])):  # the last ones, where even words do not fit
@@ -126,7 +127,7 @@ def grid(table: Table, width: int) -> Grid:
 def markdown(report: Report, of_sweep: bool = False) -> str:
     """The tables, the verdicts that stand on a measured comparison, and the runs that no table has."""
     measured = verdict_table([each for each in report.verdicts if each.is_measured])
-    tables = [replace(t, cells=measured) if t.name == "claims" else t for t in printed(report, of_sweep)]
+    tables = [replace(t, values=measured) if t.name == "claims" else t for t in printed(report, of_sweep)]
     shown = [table.markdown() for table in tables]
     if report.answers:
         shown.insert(0, "\n".join(["# Which method is better\n", *(f"- {line}" for line in report.answers), ""]))

@@ -10,7 +10,7 @@ import yaml
 
 from lora.files import ROOT
 from lora.report.claims.findings import Finding
-from lora.report.claims.shown import FEW, other_rows_text, ours, short, worst_word
+from lora.report.claims.shown import FEW, on_places, other_rows_text, ours, short, worst
 from lora.report.claims.statements import published
 from lora.report.claims.verdicts import WORDS, Verdict
 from lora.report.figures import Figure, figure, series_of
@@ -46,11 +46,16 @@ class Headline:
         return "aside" in self.line
 
     @property
+    def verdict(self) -> str:
+        """That of this comparison after Holm's correction over its claim, or the claim's."""
+        return WORDS[self.found.holds] if "comparison" in self.line else worst(self.judged).word
+
+    @property
     def word(self) -> str:
-        """The word of this comparison after Holm's correction over its claim, or the claim's."""
+        """The verdict, and what it is known for."""
         if "comparison" in self.line:
-            return WORDS[self.found.holds] + ON_ROWS * (self.found.for_other_rows is False)
-        return worst_word([each.qualified for each in self.judged], "CPUs")
+            return self.verdict + ON_ROWS * (self.found.for_other_rows is False)
+        return on_places(self.judged, [each.qualified for each in self.judged], "CPUs")
 
     @property
     def cells(self) -> dict[str, str]:
@@ -133,7 +138,7 @@ def findings_figure(rows: Sequence[Headline]) -> Figure | None:
     shown = [row for row in points if not row.line.get("undrawn")]
     series = []
     for word in WORDS.values():
-        found = [(place, row.found) for place, row in enumerate(shown) if row.word.startswith(word)]
+        found = [(place, row.found) for place, row in enumerate(shown) if row.verdict == word]
         if found:
             series.append(series_of(word, [(place, one.mean, one.low, one.high) for place, one in found]))
     printed = [(place, gap) for place, row in enumerate(shown) for gap in row.gaps.values()]

@@ -157,7 +157,12 @@ def ours(judged: Sequence[Verdict], form: str | None = None) -> str:
     return f"{short(min(nearest, key=attrgetter('room')), 1, form)}, worst of {len(nearest)}"
 
 
-def worst_word(texts: Sequence[str], places: str) -> str:
-    """The verdict of all places; if they differ, one that is not `supported`, and on how many of them."""
-    worst = next((text for text in texts if not text.startswith("supported")), texts[0])
-    return worst if len(set(texts)) == 1 else f"{worst} on {texts.count(worst)} of {len(texts)} {places}"
+def worst(judged: Sequence[Verdict]) -> Verdict:
+    """One that is not `supported`, if there is one."""
+    return next((each for each in judged if each.word != "supported"), judged[0])
+
+
+def on_places(judged: Sequence[Verdict], texts: Sequence[str], places: str) -> str:
+    """The text of the worst of these verdicts; if they differ, with the number of `places` on which it stands."""
+    text = texts[judged.index(worst(judged))]
+    return text if len(set(texts)) == 1 else f"{text} on {texts.count(text)} of {len(texts)} {places}"
