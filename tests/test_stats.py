@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lora.cost.timing import median_interval
+from lora.cost.timing import median_interval, sign_p
 from lora.report.runs import chosen_by_others
 from lora.report.stats import (
     ENOUGH_SEEDS,
@@ -87,12 +87,14 @@ def test_the_interval_of_one_task_covers_the_truth():
     assert np.mean([each.low <= 1.0 <= each.high for each in found]) >= 0.94
 
 
-@pytest.mark.parametrize("rounds", [6, 20])
-def test_the_interval_of_a_ratio_of_times_covers_its_median(rounds):
-    """Times are skewed, so the ratio is log-normal. Its median is 1."""
-    values = np.random.default_rng(8).lognormal(0.0, 0.3, (3000, rounds))
-    found = [median_interval(each) for each in values]
-    assert np.mean([low <= 1.0 <= high for low, high in found]) >= 0.94
+@pytest.mark.parametrize("rounds", [6, 9, 20, 61])
+def test_the_interval_and_the_sign_test_of_a_median_are_scipys(rounds):
+    for values in np.random.default_rng(rounds).lognormal(0.0, 0.3, (20, rounds)).round(1):
+        theirs = stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
+        assert median_interval(values) == (theirs.low, theirs.high)
+        for side in ("less", "greater"):
+            p = stats.quantile_test(values, q=1, p=0.5, alternative=side).pvalue
+            assert sign_p(values, 1.0, side) == pytest.approx(p)
 
 
 @pytest.mark.parametrize("values", [[2.0], [2.0, 2.0, 2.0]])

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
-import scipy  # whose parts are loaded when they are used: `scipy.stats` takes a second
 from jaxtyping import Float
+from scipy import special  # `scipy.stats` takes a second to load
 
 from lora.rng import shuffled
 
@@ -24,8 +24,10 @@ def median_interval(values: Sequence[float] | Float[np.ndarray, " rounds"]) -> t
     """
     if len(values) < FEWEST:
         return None
-    interval = scipy.stats.quantile_test(values, q=0, p=0.5).confidence_interval(CONFIDENCE)
-    return float(interval.low), float(interval.high)
+    ordered = np.sort(values)
+    at_most = special.bdtr(np.arange(len(ordered)), len(ordered), 0.5)  # the probability of at most k values below it
+    outside = int(np.searchsorted(at_most, (1 - CONFIDENCE) / 2))  # values left out on each side, and one more
+    return float(ordered[outside - 1]), float(ordered[-outside])
 
 
 def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: Literal["less", "greater"]) -> float:
@@ -33,7 +35,8 @@ def sign_p(values: Float[np.ndarray, " rounds"], expected: float, alternative: L
 
     Values equal to `expected` count against the alternative. Source: Conover 1999, section 3.4.
     """
-    return float(scipy.stats.quantile_test(values, q=expected, p=0.5, alternative=alternative).pvalue)
+    against = values <= expected if alternative == "greater" else values >= expected
+    return float(special.bdtr(int(against.sum()), len(values), 0.5))
 
 
 def shown(values: Sequence[float], digits: int) -> str:

@@ -36,6 +36,7 @@ from lora.report.runs import (
     OWN,
     START_TITLES,
     SUCCESSORS,
+    adapted,
     labelled,
     slug_label,
     summarise,
@@ -125,9 +126,16 @@ def methods(section: Section) -> list[Table]:
     return made
 
 
+def against(section: Section, title: str, base: Callable[[str, int], tuple[str, int]], bound: float) -> Figure | None:
+    """Each row minus the one of another target set and rank. `base`: the row's set and rank -> the other's."""
+    rows = {adapted(row): row.label for row in section.summary.drop_duplicates("label").itertuples()}
+    compared = {rows[key]: (key, base(*key)) for key in rows if key != base(*key) in rows}
+    pairs = minus(section.runs, {label: rows[other] for label, (_, other) in compared.items()})
+    return differences(title, pairs, compared, section.paper, bound)
+
+
 def targets(section: Section) -> list[Table]:
-    about = "Table 5: each set minus Wq, Wv (r = 4)"
-    drawn = differences(about, section.summary, section.pairs, section.paper, lambda *_: ("Wq, Wv", 4), bound=0.0)
+    drawn = against(section, "Table 5: each set minus Wq, Wv (r = 4)", lambda *_: ("Wq, Wv", 4), bound=0.0)
     ffn = [note("ffn")] if section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any() else []
     title, notes = "Table 5: which projections to adapt, at one number of parameters", [*section.notes, *ffn]
     cells = table5(section.summary, section.paper)
@@ -135,8 +143,7 @@ def targets(section: Section) -> list[Table]:
 
 
 def ranks(section: Section) -> list[Table]:
-    about = "Table 6: each rank minus r = 64"
-    drawn = differences(about, section.summary, section.pairs, section.paper, lambda name, _: (name, 64), bound=-1.0)
+    drawn = against(section, "Table 6: each rank minus r = 64", lambda name, _: (name, 64), bound=-1.0)
     title, notes = "Table 6: how large the rank must be", [*section.notes, note("doubling")]
     cells = table6(section.runs, section.summary, section.paper)
     return [section.table("table6", title, cells, [*notes, *section.of_gpt3], ranks=drawn)]

@@ -115,11 +115,14 @@ def origins_of(runs: pd.DataFrame, rates: Iterable[Rate]) -> dict[str, str]:
     return found
 
 
-def minus(runs: pd.DataFrame, base: str, score: str = "best") -> pd.DataFrame:
-    """Each method minus the one of label `base`, per task: rows of `lora.report.stats.all_pairs`."""
-    groups = sorted(groups_of(runs).items(), key=lambda group: group[0] != base)  # the base first
-    pairs = with_place(all_pairs(dict(groups), score), runs)
-    return pairs[pairs["other"].eq(base) & pairs["task"].ne("Avg.")]
+def minus(runs: pd.DataFrame, base: str | Mapping[str, str], score: str = "best") -> pd.DataFrame:
+    """Each method minus the one of label `base`, or of its label there, per task: rows of
+    `lora.report.stats.all_pairs`."""
+    groups = groups_of(runs)
+    if isinstance(base, str):
+        base = {label: base for label in groups if base in groups and label != base}
+    pairs = with_place(all_pairs(groups, score, base.items()), runs)
+    return pairs[pairs["task"].ne("Avg.")]
 
 
 def successors_table(

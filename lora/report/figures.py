@@ -5,7 +5,7 @@ A figure is a mapping: `title`, `note`, `kind` (`lines`, `intervals`, `heat`), `
 have 6 significant digits; absent values are null.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -16,7 +16,6 @@ from lora.files import rounded
 from lora.report.runs import (
     ROW,
     START_TITLES,
-    adapted,
     encoder_title,
     human_count,
     in_order,
@@ -69,31 +68,29 @@ def on_lines(groups: Mapping[str, pd.DataFrame], column: str, lines: Sequence[Ha
 
 def differences(
     title: str,
-    summary: pd.DataFrame,
     pairs: pd.DataFrame,
+    compared: Mapping[str, tuple[tuple[str, int], tuple[str, int]]],
     paper: pd.DataFrame | None,
-    base: Callable[[str, int], tuple[str, int]],
     bound: float,
 ) -> Figure | None:
-    """Tables 5 and 6 as figures: LoRA minus LoRA on the base's matrices or of its rank, here and in the paper.
-    `base`: what a row's target set and rank are compared with. `bound`: of the claim about the table."""
-    rows = {adapted(row): row.label for row in summary.drop_duplicates("label").itertuples()}
-    compared = [(key, base(*key)) for key in rows if key != base(*key) in rows]
-    turned = {"one": pairs["other"], "other": pairs["one"], "mean": -pairs["mean"]}
-    both = pd.concat([pairs, pairs.assign(**turned, low=-pairs["high"], high=-pairs["low"])]).dropna(subset=["mean"])
-    both = both.assign(sides=list(zip(both["one"], both["other"], strict=True)))
-    lines = [(rows[one], rows[other]) for one, other in compared]
-    series = on_lines(by_task(both[both["sides"].isin(lines)]), "sides", lines)
+    """Tables 5 and 6 as figures: LoRA minus LoRA on other matrices or of another rank, here and in the paper.
+
+    Args:
+        pairs: `lora.report.comparisons.minus` of the runs.
+        compared: Label -> target set and rank of a row, and of what it is compared with.
+        bound: Of the claim about the table.
+    """
+    series = on_lines(by_task(pairs.dropna(subset=["mean"])), "one", list(compared))
     printed = [
         (line, cells[one] - cells[other])
-        for line, (one, other) in enumerate(compared)
+        for line, (one, other) in enumerate(compared.values())
         for cells in paper_cells(paper).values()
         if {one, other} <= cells.keys()
     ]
     if paper is not None and printed:
         label = f"the paper ({', '.join(paper['task'].unique())})"
         series.append(series_of(label, printed, keys=("x", "y")))
-    names = [f"{targets}, r = {rank}" for (targets, rank), _ in compared]
+    names = [f"{targets}, r = {rank}" for (targets, rank), _ in compared.values()]
     panel = {"title": "", "names": names, "bounds": [bound] * len(names), "series": series}
     return figure(title, BOUNDED, "intervals", "points", [panel] if series and names else [])
 

@@ -22,7 +22,7 @@ convention of this project that follows from no theorem.
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -198,9 +198,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def all_pairs(groups: Mapping[str, pd.DataFrame], score: str = "best") -> pd.DataFrame:
+def all_pairs(
+    groups: Mapping[str, pd.DataFrame], score: str = "best", sides: Iterable[tuple[str, str]] | None = None
+) -> pd.DataFrame:
     """Compare every method (label -> its runs) with every other, per task and on the average of their common tasks.
 
+    Args:
+        sides: The pairs of labels to compare, the first minus the second. None: each later one minus each earlier.
     Returns: Columns one, other, task (`Avg.` for the average), n, mean, low, high, p (of the paired t-test; for the
         average, over the seeds' averages), needed (`seeds_needed` to tell the two apart), runs (pairs of run_ids).
     """
@@ -209,7 +213,7 @@ def all_pairs(groups: Mapping[str, pd.DataFrame], score: str = "best") -> pd.Dat
         for value in (score, "run_id", "terms")
     )
     rows = []
-    for other, one in combinations(groups, 2):  # the later one minus the earlier
+    for one, other in [pair[::-1] for pair in combinations(groups, 2)] if sides is None else sides:
         alike = terms[one].eq(terms[other].reindex_like(terms[one]))
         pairs = (100 * (scores[one] - scores[other])).where(alike).round(DIGITS).dropna(axis=1, how="all")
         tasks = task_order(pairs.columns)
