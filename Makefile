@@ -104,7 +104,7 @@ tables: setup ## Rebuild every committed table, verdict, page and notebook from 
 	done
 	if [ -n "$$(git ls-files results/reference/efficiency)" ]; then $(VENV) -m lora efficiency --tables --reference || status=$$?; fi
 	if [ -n "$$(git ls-files 'results/reference/bench/*/measurements.json')" ]; then $(VENV) -m lora bench --tables --reference || status=$$?; fi
-	$(VENV) -m lora published
+	$(VENV) experiments/published/build.py
 	$(VENV) notebooks/execute.py
 	exit $$status
 

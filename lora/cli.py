@@ -27,17 +27,16 @@ COMMANDS = {
     "status": ("lora.sweep.status", "show which runs of a profile are done, running, failed or waiting; --watch: live"),
     "tune": ("lora.sweep.tune", "choose each method's learning rate, on a seed that no table reports"),
     "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
-    "published": ("lora.report.published", "rebuild the page of published GLUE numbers"),
     "predict": ("lora.adapters.predict", "predict with trained adapters; write a GLUE submission"),
     "analyse intervals": ("lora.report.analyses.dev_intervals", "would other dev examples show the same?"),
     "analyse subspaces": ("lora.report.analyses.subspaces", "Figures 3 and 4 and Table 7 from saved adapters"),
     "analyse swaps": ("lora.report.analyses.swaps", "is the base recovered exactly when adapters are swapped?"),
-    "parameters": ("lora.cost.parameters", "count trainable parameters at full size; compare them with the paper's"),
-    "memory": ("lora.cost.memory", "estimate the accelerator memory that a run needs"),
+    "parameters": ("lora.cost.parameters", "count trainable parameters at full size; --memory: and what a run needs"),
     "efficiency": ("lora.cost.efficiency.command", "measure memory, storage, speed and latency of each method here"),
     "bench": ("lora.cost.bench.command", "compare speed with Trainer + PEFT on this machine"),
     "fetch": ("lora.data.fetch", "download and check the embedded encoder and texts, and encoders that are named"),
 }
+MOVED = {"memory": "parameters --memory"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(first_screen())
             return 0
         name = next((" ".join(given[:n]) for n in (2, 1) if " ".join(given[:n]) in COMMANDS), "")  # the longest
+        if given and given[0] in MOVED:
+            raise UserError(f"{given[0]} is now python -m lora {' '.join([MOVED[given[0]], *given[1:]])}")
         if not name and given and given[0].isidentifier():
             near = difflib.get_close_matches(given[0], COMMANDS, 1)
             offered = [one for one in COMMANDS if one.startswith(f"{given[0]} ")] or near or COMMANDS

@@ -5,12 +5,13 @@ import torch
 from commands import command
 
 from lora.config.compose import compose_run
-from lora.cost.memory import SHOWN, estimate, kept_activations, table
-from lora.cost.parameters import SIZES, model_of_size
+from lora.cost.memory import SHOWN, estimate, kept_activations, memory_table
 from lora.files import ROOT
 from lora.methods import apply
+from lora.models.load import model_of_size
+from lora.models.sizes import SIZES
 
-main = command("memory")
+main = command("parameters")
 
 SMALL = {
     "num_hidden_layers": 4,
@@ -92,6 +93,9 @@ def test_the_page_of_efficiency_shows_what_is_computed():
     page = (ROOT / "experiments" / "efficiency" / "README.md").read_text()
     shown, computed = (
         [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()[2:]]
-        for text in (page.partition("<!-- memory begin -->")[2].partition("<!-- memory end -->")[0], table(SHOWN[::2]))
+        for text in (
+            page.partition("<!-- memory begin -->")[2].partition("<!-- memory end -->")[0],
+            memory_table(SHOWN[::2]),
+        )
     )
     assert len(shown) == 2 * len(SHOWN) and computed == shown[:2] + shown[4:6]

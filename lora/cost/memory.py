@@ -1,6 +1,5 @@
-"""`python -m lora memory`: the accelerator memory that a run needs per process, computed without weights."""
+"""The accelerator memory that a run needs per process, computed without weights."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,11 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lora.config.compose import compose_run
 from lora.config.run import RunConfig
-from lora.cost.machine import whole
-from lora.cost.parameters import model_of_size
 from lora.cost.subjects import saved_bytes
 from lora.errors import UserError
 from lora.methods import apply
+from lora.models.load import model_of_size
 from lora.models.modules import count_parameters
 from lora.models.sizes import SIZES
 from lora.training.processes import check_batch
@@ -86,7 +84,7 @@ def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -
         return saved_bytes(model, lambda: model(**inputs).logits.sum())
 
 
-def table(runs: Sequence[tuple[int, Sequence[str]]]) -> str:
+def memory_table(runs: Sequence[tuple[int, Sequence[str]]] = SHOWN) -> str:
     """A Markdown table with two rows per run of profile `paper`: its memory in GiB per process."""
     lines = []
     for processes, overrides in runs:
@@ -104,13 +102,3 @@ def table(runs: Sequence[tuple[int, Sequence[str]]]) -> str:
                 line[part.capitalize()] = f"{getattr(memory, part) / GIB:.1f}"
             lines.append(line | {"GiB a GPU": f"{memory.total / GIB:.1f}"})
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=whole, default=1, help="GPUs that share a batch")
-    parser.add_argument("overrides", nargs="*", help="overrides of the run; none: the committed table")
-
-
-def main(chosen: argparse.Namespace) -> None:
-    """Exit codes: 0 done; 2 a mistake in the call."""
-    print(table([(chosen.processes, chosen.overrides)] if chosen.overrides else SHOWN))

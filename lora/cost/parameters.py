@@ -1,4 +1,5 @@
-"""`python -m lora parameters`: trainable parameters at full size, counted without weights; and published numbers."""
+"""`python -m lora parameters`: trainable parameters at full size, counted without weights, beside published numbers;
+with --memory the accelerator memory that a run needs."""
 
 import argparse
 import copy
@@ -9,12 +10,15 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lora.checks import build
+from lora.cost.machine import whole
+from lora.cost.memory import memory_table
+from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import METHODS, apply
 from lora.methods.configs import MethodConfig
+from lora.models.load import model_of_size
 from lora.models.modules import count_parameters
 from lora.models.sizes import SIZES
 
@@ -52,14 +56,6 @@ def read_published() -> list[Published]:
         config, exact = build(METHODS[line["method"]].config, arguments), int(line["exact"]) if line["exact"] else None
         rows.append(Published(line["table"], line["row"], line["model"], config, line["printed"], exact))
     return rows
-
-
-def model_of_size(model: str, outputs: int, attention: str = "eager") -> nn.Module:
-    """A model of a published size, with its classification head and newly initialised weights."""
-    sizes = dict(SIZES[model])
-    settings = AutoConfig.for_model(sizes.pop("model_type"), num_labels=outputs, **sizes)
-    settings._attn_implementation = attention
-    return AutoModelForSequenceClassification.from_config(settings)
 
 
 @functools.cache
@@ -122,8 +118,16 @@ Tables 5 and 6 are about GPT-3: these are their settings on other models."""
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=list(SIZES), help="only this model")
+    parser.add_argument("--memory", action="store_true", help="the accelerator memory of the committed table's runs")
+    parser.add_argument("--processes", type=whole, default=1, help="with --memory: GPUs that share a batch")
+    parser.add_argument("overrides", nargs="*", help="with --memory: those of one run")
 
 
 def main(chosen: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call."""
+    if chosen.memory:
+        print(memory_table([(chosen.processes, chosen.overrides)]) if chosen.overrides else memory_table())
+        return
+    if chosen.overrides:
+        raise UserError(f"{' '.join(chosen.overrides)} is of a run: only --memory takes one")
     print(table([row for row in read_published() if chosen.model in (None, row.model)]) + "\n" + NOTES)

@@ -24,12 +24,11 @@ from transformers import PretrainedConfig
 
 from lora.adapters.merge import merge
 from lora.config.run import RunConfig
-from lora.cost.parameters import model_of_size
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.lowrank import LoraLinear, LoraSlice
-from lora.models.load import load_encoder
+from lora.models.load import load_encoder, model_of_size
 from lora.models.modules import count_parameters, trainable
 from lora.models.sizes import SIZES
 from lora.rng import generator, seed_for

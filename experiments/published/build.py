@@ -1,18 +1,18 @@
-"""`python -m lora published`: the page of published GLUE numbers, from experiments/published/published.csv.
+"""The page of published GLUE numbers, from published.csv beside it: `python experiments/published/build.py`.
 
 A row of the file is one printed cell: the paper, what it ran or copied, how it selected, and where the number stands.
 """
 
-import argparse
+from pathlib import Path
 
 import pandas as pd
 
-from lora.files import ROOT, write_atomically
+from lora.files import write_atomically
 from lora.report.command import draw_changed
 from lora.report.figures import Figure
 from lora.table import in_page, markdown
 
-FOLDER = ROOT / "experiments" / "published"
+FOLDER = Path(__file__).parent
 MARK = "published"
 MODEL = "RoBERTa-base"  # the one that most papers ran
 FULL, LORA = r"^(?:FT|Full)", r"^(?:Centralized )?LoRA\b"
@@ -88,12 +88,12 @@ def block() -> str:
     )
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    pass
-
-
-def main(given: argparse.Namespace) -> None:
+def main() -> None:
     """Rewrite the page's block and its figure."""
     page = FOLDER / "README.md"
     write_atomically(page, in_page(page.read_text(), MARK, f"\n{block().rstrip()}\n").encode())
     draw_changed(FOLDER / "papers", papers_figure(rerun()[1]))
+
+
+if __name__ == "__main__":
+    main()
