@@ -173,6 +173,8 @@ def test_every_command_answers_help_and_refuses_an_unknown_argument(name, capsys
 def test_an_unknown_command_is_one_message(capsys):
     assert cli.main(["statsu", "mini"]) == 2
     assert "'statsu mini' is not a command; choose from status" in capsys.readouterr().err
+    assert cli.main(["memory", "task=mnli"]) == 2
+    assert capsys.readouterr().err == "error: memory is now python -m lora parameters --memory task=mnli\n"
     assert cli.main(["predit", "--adapter", "x"]) == 2
     assert capsys.readouterr().err.endswith("choose from predict\n")
     assert cli.main(["analyse"]) == 2

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from commands import command
 
 from lora.config.compose import compose_run
 from lora.cost.memory import SHOWN, estimate, kept_activations, memory_table
@@ -10,8 +9,6 @@ from lora.files import ROOT
 from lora.methods import apply
 from lora.models.load import model_of_size
 from lora.models.sizes import SIZES
-
-main = command("parameters")
 
 SMALL = {
     "num_hidden_layers": 4,
