@@ -21,12 +21,14 @@ class Value:
         text: The number as it is shown.
         remarks: What follows it in brackets, such as an interval; small on a page.
         aside: The first remark, which a terminal leaves out.
+        cell: The cell of which it is the score, by the columns `lora.report.runs.CELL`.
     """
 
     number: float | int
     text: str
     remarks: tuple[str, ...] = ()
     aside: str = ""
+    cell: str = ""
 
     @property
     def bracketed(self) -> str:

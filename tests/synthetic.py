@@ -95,7 +95,7 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
             "best": {"epoch": 3, "value": values[2]},
             "last": {"epoch": EPOCHS, "value": values[3]},
         },
-        cost={"step_ms": 1.0},
+        cost={"step_ms": 1.0, "checkpoint_bytes": 4 * (TRAINABLE.get(run.method, 73_728) + 148_610)},
         provenance={
             "code": {"commit": "0" * 40, "dirty": False},
             "packages": {"torch": "2"},

@@ -7,12 +7,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from stages import BROWSERS
 from synthetic import populate
 
 from lora.report.build import build
 from lora.report.command import write
+from lora.report.runs import task_labels
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no browser")
 GRID = ["experiment=glue_table2,lora_targets,lora_ranks,mnli_start", "seed=1,2"]
@@ -42,6 +45,22 @@ PROBE = """<script>addEventListener("load", () => {
   found.sticky = getComputedStyle(document.querySelector("nav")).position;
   found.heads = [...document.querySelectorAll("h2")].map((head) => head.id);
   found.folded = [...document.querySelectorAll("details.folded")].map((each) => each.open);
+  const right = (cell) => cell.getBoundingClientRect().right;
+  found.scores = Math.max(...[...document.querySelectorAll("#table2 td")].map(right));
+  const costs = document.querySelector(".costs");
+  const picks = [...costs.querySelectorAll("select")];
+  const points = () => [...costs.querySelectorAll("circle")].map((one) => [one.cx.baseVal.value, one.cy.baseVal.value]);
+  found.names = [...costs.querySelectorAll("li")].map((name) => name.textContent);
+  found.points = points();
+  picks[1].value = "y";
+  picks[2].value = "checkpoint_bytes";
+  picks[2].dispatchEvent(new Event("change"));
+  found.turned = points();
+  document.querySelector("#table2 td[data-cell] button").click();
+  const dialog = document.querySelector("dialog");
+  found.dialog = [dialog.open, dialog.querySelector("h3").textContent];
+  found.runs = [...dialog.querySelectorAll(".run")].map((path) => path.getAttribute("d"));
+  dialog.close();
   found.average = [...document.querySelectorAll("#table2 th")].pop().getBoundingClientRect().right;
   const table = document.querySelector("#table2 table");
   const read = () => [...table.tBodies[0].rows].map((row) => row.cells[column].textContent);
@@ -103,6 +122,15 @@ def test_it_renders_and_sorts(page, tmp_path):
     assert (found["down"], found["ariaDown"]) == (["22.6M", "80k", "78k", "74k", "40k"], "descending")
     assert len(found["pictures"]) >= 7 and min(found["pictures"]) > 300
     assert found["last"] == "Avg." and found["average"] <= 1400, "Table 2 is in view"
+    panel = json.loads((page.parent / "figures" / "parameters.json").read_text())["panels"][0]
+    assert found["names"] == [series["label"] for series in panel["series"]]
+    places = {key: [series[key][0] for series in panel["series"]] for key in ("x", "y", "checkpoint_bytes")}
+    for points, across, up in ((found["points"], "x", "y"), (found["turned"], "y", "checkpoint_bytes")):
+        assert np.argsort([x for x, _ in points]).tolist() == np.argsort(places[across]).tolist()
+        assert np.argsort([-y for _, y in points]).tolist() == np.argsort(places[up]).tolist()
+    cell = build("small", GRID, page.parents[1]).cells.iloc[0]
+    assert found["dialog"] == [True, f"{cell['label']}, {task_labels(pd.DataFrame([cell]))[cell['task']]}"]
+    assert len(found["runs"]) == cell["n"] == 2
     assert found["findings"][0] == 0 < 500 < found["findings"][1] <= 1400
     assert set(found["titles"]) == {1} and len(found["families"]) == 1  # each once, and all in the page's own font
 
@@ -110,7 +138,7 @@ def test_it_renders_and_sorts(page, tmp_path):
 def test_it_is_legible_on_a_phone(page, tmp_path):
     """Nothing is wider than the screen except elements that scroll within their own frame. No text is tiny."""
     found = probe(page, tmp_path, 375)
-    assert found["body"] <= 375
+    assert found["body"] <= 375 and found["scores"] <= 375, "a row is a card, with every score in view"
     assert min(found["fonts"]) >= 12 and min(found["drawn"]) >= 11
     narrow, wide = found["findings"]
     assert 300 < narrow <= 375 and wide == 0, "the findings have a picture of their own, which does not scroll"

@@ -127,7 +127,7 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
     *("best", "last", "split_half", "best_epoch", "last_loss", "lowest_loss"),
-    *("trainable_method", "trainable_head", "total", "seconds"),
+    *("trainable_method", "trainable_head", "total", "seconds", "step_ms", "checkpoint_bytes"),
     *("is_part", "train_rows", "fingerprint", "device", "truncated", "rate_from", "rate_name"),
 )
 
@@ -137,7 +137,8 @@ def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
 
     Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch,
         `split_half` that of epochs chosen on other rows (missing before schema 2), `last_loss` and `lowest_loss` the
-        mean dev loss of the last epoch and the lowest of all epochs (missing before schema 3),
+        mean dev loss of the last epoch and the lowest of all epochs (missing before schema 3), `step_ms` and
+        `checkpoint_bytes` the median time of a step and the size of an adapter (missing if they were not measured),
         `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` and
         `rate_name` those of `lora.config.run.RuntimeConfig`.
     """
@@ -169,6 +170,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "lowest_loss": min(losses),
         **record.params,
         "seconds": record.seconds,
+        "step_ms": _number((record.cost or {}).get("step_ms")),
+        "checkpoint_bytes": _number((record.cost or {}).get("checkpoint_bytes")),
         "is_part": data["is_part"],
         "train_rows": data["rows"]["train"],
         "fingerprint": data["fingerprint"],

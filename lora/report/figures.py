@@ -30,6 +30,7 @@ Figure = dict[str, Any]
 ADDED = ("houlsby", "pfeiffer", "lora", "lora_merged")  # served forms that may add latency
 PAPER = "LoRA in the paper (RoBERTa-large)"
 SPREAD = 0.18  # between the intervals of one line, in lines
+COSTS = {"step_ms": "time of a step, ms", "checkpoint_bytes": "size on disk, bytes"}  # medians over runs
 BOUNDED = f"Mean paired differences, with {LEVEL:.0%} intervals over seeds. Dotted: the bound of the paper's claim."
 
 
@@ -97,7 +98,7 @@ def differences(
 
 def by_parameters(runs: pd.DataFrame) -> Figure | None:
     """Trainable parameters against the average score over tasks: one point per method that has every task. A panel for
-    each of a user's own tasks."""
+    each of a user's own tasks. Each point has `COSTS` too: a reader of the page picks two of the `axes`."""
     panels = []
     is_own = runs["kind"].eq("own").any()
     for (model, *_), of_model in runs.groupby(["model", "task"] if is_own else ["model"], sort=False):
@@ -106,13 +107,19 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
         for (*_, label), group in rows.groupby(ROW, sort=False):
             score, count = mean_interval(by_seed(group, [*tasks]).to_numpy(float)), group["trainable_method"].dropna()
             if score.n and len(count):
-                series.append(series_of(label, [(int(count.iloc[0]), score.mean, score.low, score.high)]))
+                costs = [middle if pd.notna(middle) else None for middle in group[[*COSTS]].astype(float).median()]
+                point = (int(count.iloc[0]), score.mean, score.low, score.high, *costs)
+                series.append(series_of(label, [point], keys=("x", "y", "low", "high", *COSTS)))
         if series:
             y = tasks[in_order(of_model)[0]] if is_own else f"average of {', '.join(map(task_title, tasks))}"
             panels.append({"title": encoder_title(model), "y": y, "series": series})
-    note = f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head."
-    title = "Trainable parameters against the average score"
-    return figure(title, note, "lines", "trainable parameters", panels, log_x=True)
+    note = (
+        f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head. The time of a "
+        f"step is the median over runs, each on the machine and under the load that it had."
+    )
+    title, x = "Trainable parameters against the average score", "trainable parameters"
+    found = figure(title, note, "lines", x, panels, log_x=True)
+    return found and found | {"axes": {"y": "score", "x": x} | COSTS}
 
 
 def beside_lora(runs: pd.DataFrame, from_lora: pd.DataFrame) -> Figure | None:

@@ -5,7 +5,7 @@ Every value is escaped except the markup that is made here.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from markupsafe import Markup, escape
 
 from lora.report.build import Report
 from lora.report.claims import shown
-from lora.report.notes import BANNERS
-from lora.report.runs import encoder_title, task_title
+from lora.report.notes import BANNERS, encoder_notes
+from lora.report.runs import cell_key, encoder_title, task_title
 from lora.table import Cell, Table, Value, number, rows
 
 SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
@@ -35,6 +35,7 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         trained=len(report.expected & report.state.ok.keys()),
         heading="LoRA on your own tasks" if report.gathered.is_own else "LoRA on GLUE",
         banner=BANNERS["embedded"] if any(table.banner == BANNERS["embedded"] for table in tables) else "",
+        encoders=encoder_notes(report.gathered.every["model"], "own" if report.gathered.is_own else "whole"),
         contents=[(t.name, t.title.removesuffix(f" ({report.name})").partition(":")[0]) for t in tables],
         findings=[(places.get(row.line["claim"], 0), row) for row in report.headlines if not row.is_aside],
         counts=", ".join(f"{words[word]} {word}" for word in SYMBOLS if words[word]),
@@ -45,7 +46,24 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         pictures=pictures,
         notes=footnotes([*tables, runs]),
         runs=runs,
+        curves=curves_of(report, {cell.cell for table in tables for cell in scores(table)}),
     )
+
+
+def scores(table: Table) -> list[Value]:
+    return [cell for row in rows(table.values) for cell in row if isinstance(cell, Value) and cell.cell]
+
+
+def curves_of(report: Report, cells: Collection[str]) -> dict[str, dict[int, list[float | None]]]:
+    """Cell -> seed -> the metric of each epoch, in percent."""
+    found: dict[str, dict[int, list[float | None]]] = {}
+    for row in report.gathered.runs.to_dict("records"):
+        record = report.state.ok.get(row["run_id"])
+        if record is not None and (key := cell_key(row)) in cells:
+            split, metric = record.selected["split"], record.selected["metric"]
+            values = [epoch["metrics"][split][metric] for epoch in record.epochs]
+            found.setdefault(key, {})[row["seed"]] = [None if v is None else round(100 * v, 2) for v in values]
+    return found
 
 
 def footnotes(tables: Sequence[Table]) -> dict[str, dict[str, Any]]:
@@ -86,9 +104,12 @@ def marked(text: str) -> Markup:
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", bold))
 
 
-def sort_key(cell: Cell) -> str:
-    """What a column is sorted by; empty if nothing was measured."""
-    return "" if isinstance(cell, str) else f"{cell.number if isinstance(cell, Value) else cell:.6g}"
+def data(cell: Cell) -> Markup:
+    """The attributes of a cell: what its column is sorted by, empty if nothing was measured, and of what it is the
+    score."""
+    number = "" if isinstance(cell, str) else f"{cell.number if isinstance(cell, Value) else cell:.6g}"
+    of_cell = Markup(' data-cell="{}"').format(cell.cell) if isinstance(cell, Value) and cell.cell else ""
+    return Markup('data-value="{}"{}').format(number, of_cell)
 
 
 def with_small(cell: Cell) -> Markup:
@@ -123,6 +144,6 @@ ENVIRONMENT = Environment(
     undefined=StrictUndefined,
 )
 ENVIRONMENT.filters |= {
-    "marked": marked, "sort_key": sort_key, "with_small": with_small, "rows": rows, "inline_svg": inline_svg,
+    "marked": marked, "data": data, "with_small": with_small, "rows": rows, "inline_svg": inline_svg,
     "natural_width": natural_width,
 }  # fmt: skip

@@ -101,6 +101,11 @@ CELL = [*ROW, "start", "task"]  # the columns that identify a cell
 KINDS = ("whole", "part", "embedded", "own")  # of a task's train rows; a table holds one kind
 
 
+def cell_key(row: Any) -> str:
+    """The cell of a row of a frame with the columns `CELL`."""
+    return " ".join(row[column] for column in CELL)
+
+
 def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str] = ()) -> pd.DataFrame:
     """What is known of runs before they are trained. `dropped`: settings that do not count."""
     rows = []

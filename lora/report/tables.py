@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lora.report.runs import ROW, adapted, human_count, in_order, task_labels, task_title
+from lora.report.runs import ROW, adapted, cell_key, human_count, in_order, task_labels, task_title
 from lora.report.stats import mean_interval
 from lora.table import Cell, Value, number
 
@@ -21,7 +21,7 @@ def score(row: pd.Series, with_mean: bool = False) -> Cell:
     count = f"{row['n']:.0f}/{row['planned']:.0f}" if row["n"] < row["planned"] else ""
     mean = f"mean {row['mean']:.1f}" if with_mean and row["n"] > 1 else ""
     remarks = count, collapsed_text(int(row["collapsed"]), int(row["n"]))
-    return Value(row["median"], f"{row['median']:.1f}{spread}", remarks, mean)
+    return Value(row["median"], f"{row['median']:.1f}{spread}", remarks, mean, cell=cell_key(row))
 
 
 def collapsed_text(collapsed: int, n: int) -> str:
