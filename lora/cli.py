@@ -141,10 +141,10 @@ def sweep(arguments: Sequence[str], brief: bool) -> int:
     from lora.config.compose import chosen_option
     from lora.sweep.launch import launch_sweep
 
-    unfinished = launch_sweep(arguments)
+    runtime, unfinished = launch_sweep(arguments)
     from lora.report.command import print_sweep  # loads scipy, which the first run should not wait for
 
-    print_sweep(chosen_option("profile", arguments), list(arguments), brief)
+    print_sweep(chosen_option("profile", arguments), list(arguments), brief, runtime)
     if unfinished:
         raise UnfinishedError(unfinished)
     return 0

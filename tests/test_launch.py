@@ -35,7 +35,7 @@ def launched(monkeypatch, overrides, *more: str, outcomes: Sequence[dict | BaseE
 
     monkeypatch.setattr(launch.pool, "run_jobs", run_jobs)
     try:
-        ended: str | None = launch_sweep([*overrides, "experiment=null", "method=bitfit", *more])
+        ended: str | None = launch_sweep([*overrides, "experiment=null", "method=bitfit", *more])[1]
     except KeyboardInterrupt:
         ended = None
     return [*received, ended]

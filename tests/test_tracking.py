@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,9 @@ from comparing import equal_science
 from trained import ensure_record
 from transformers import get_linear_schedule_with_warmup
 
+from lora.cli import main
 from lora.files import ROOT
+from lora.report.build import build
 from lora.sweep import tracking
 from lora.sweep.notes import Note
 from lora.training import processes
@@ -113,6 +116,21 @@ def test_an_interrupted_run_resumes_under_its_id_and_each_copy_is_whole(offline,
     assert first["summary"]["epoch"] == 1
     for epoch in record.epochs:
         assert str(epoch["train_loss"]) in inspected(copies(config)[1])
+
+
+def test_a_sweep_ends_with_its_tables_and_figures(offline, tiny_overrides):
+    config = offline("method=bitfit", "seed=1")
+    asked = [*tiny_overrides, "runtime.tracking=offline", "experiment=null", "method=bitfit", "seed=1"]
+    assert main(["-m", *asked]) == 0
+    (folder,) = set((ROOT / config.runtime.outputs / "wandb").glob("offline-run-*")) - {*copies(config)}
+    report = build("small", [f"runtime.results={config.runtime.results}"])
+    kept = {path.name: json.loads(path.read_text()) for path in (folder / "files/media/table/tables").iterdir()}
+    assert len(kept) == len(report.tables) >= 2
+    for table in report.tables:
+        (one,) = [value for name, value in kept.items() if name.startswith(f"{table.name}_")]
+        assert one["columns"] == [*table.cells] and one["data"] == table.cells.to_numpy().tolist()
+    pictures = (folder / "files/media/images/figures").iterdir()
+    assert {re.sub(r"_\d+_\w+\.png$", "", path.name) for path in pictures} == {*report.figures}
 
 
 @pytest.mark.parametrize("broken", ["init", "a server that does not answer"])

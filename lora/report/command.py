@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora.config.plan import LEARNING_RATE
+from lora.config.run import RuntimeConfig
 from lora.config.select import PLACES, selecting
 from lora.errors import UserError
 from lora.files import REFERENCE, ROOT, write_atomically, write_changed
@@ -18,7 +19,7 @@ from lora.report.build import FOUND, Report, build
 from lora.report.claims.headlines import findings_block
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.comparisons import REPEATED
-from lora.report.export import write_csv, write_latex
+from lora.report.export import log_report, write_csv, write_latex
 from lora.report.figures import Figure, forms
 from lora.report.gather import options as profile_options
 from lora.report.page import page
@@ -176,15 +177,21 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def print_sweep(profile: str, arguments: Sequence[str], brief: bool = False) -> None:
-    """Print the tables of a sweep at its end and, unless `brief`, the next command. `arguments`: the sweep's."""
+def print_sweep(
+    profile: str, arguments: Sequence[str], brief: bool = False, runtime: RuntimeConfig | None = None
+) -> None:
+    """Print the tables of a sweep at its end and, unless `brief`, the next command. `arguments`: the sweep's.
+    `runtime`: where W&B gets a copy of the tables and figures, if it gets one of the runs."""
     own = [argument for argument in arguments if not argument.startswith("profile=")]
     named = [one.partition("=")[2] for one in own if one.startswith("experiment=") and one != "experiment=null"]
     try:
-        show(build(profile, own), named[0].split(",") if named else MAIN)
+        report = build(profile, own)
+        show(report, named[0].split(",") if named else MAIN)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
+    if runtime is not None and runtime.tracking != "off":
+        log_report(report, runtime)
     command = shlex.join([sys.executable, "-m", "lora", "report", profile, *own])
     if not brief:
         print(f"next: {command}  # figures and report.html")

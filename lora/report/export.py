@@ -1,13 +1,15 @@
-"""The results for papers and other programs: LaTeX of the main tables, and every run and cell as CSV."""
+"""The results for papers and other programs: LaTeX of the main tables, every run and cell as CSV, and W&B."""
 
 from pathlib import Path
 
 import pandas as pd
 
+from lora.config.run import RuntimeConfig
 from lora.files import write_atomically
 from lora.report.build import Report
 from lora.report.runs import MAIN, ROW, human_count, task_labels
 from lora.report.tables import average
+from lora.sweep.tracking import log_tables
 
 SPECIAL = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"})
 NONE = "--"
@@ -32,6 +34,15 @@ def write_csv(report: Report, folder: Path) -> list[Path]:
     for path, table in tables.items():
         write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
     return list(tables)
+
+
+def log_report(report: Report, runtime: RuntimeConfig) -> None:
+    """Log tables and figures in one W&B run, in the group of the first experiment."""
+    from lora.report.plots import draw  # loads matplotlib
+
+    tables = {table.name: table.cells for table in report.tables if len(table.cells)}
+    pictures = {key: draw(figure)["png"] for key, figure in report.figures.items()}
+    log_tables(runtime, report.gathered.runs["experiment"].iloc[0], f"tables of {report.name}", tables, pictures)
 
 
 def latex(summary: pd.DataFrame) -> str:

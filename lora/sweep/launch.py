@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from lora.config.compose import chosen_option, read_overrides
 from lora.config.plan import add_to_plan, read_plan
-from lora.config.run import PlannedRun
+from lora.config.run import PlannedRun, RuntimeConfig
 from lora.errors import UserError, listed
 from lora.files import check_writable
 from lora.records.record import load_records
@@ -30,10 +30,10 @@ LAUNCHES = 3  # attempts per command at a run whose worker is killed
 HELD_SECONDS = 2.0  # between two checks of runs that another sweep trains
 
 
-def launch_sweep(arguments: Sequence[str]) -> str:
+def launch_sweep(arguments: Sequence[str]) -> tuple[RuntimeConfig, str]:
     """Train the missing runs among those that the arguments select (`lora.sweep.request.select_runs`).
 
-    Returns: The runs that failed or are missing at the end, one per line; empty if there are none.
+    Returns: The runtime of the runs, and those that failed or are missing at the end, one per line.
     Raises: UserError: As in `launch_runs`, or if learning rates were chosen on a seed of these runs, or not alike for
         all methods.
     """
@@ -42,7 +42,7 @@ def launch_sweep(arguments: Sequence[str]) -> str:
     check_tuning(runs, rates_setting(profile, read_overrides(arguments)))
     for line in grids_text(profile, arguments, runs):
         print(line)
-    return launch_runs(sweep_settings(profile, arguments), runs, arguments)[1]
+    return runs[0].config.runtime, launch_runs(sweep_settings(profile, arguments), runs, arguments)[1]
 
 
 def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequence[str]) -> tuple[State, str]:

@@ -1,16 +1,18 @@
-"""A copy of every run for Weights & Biases, which sends it from a process of its own. The project never reads it back.
+"""A copy of every run for Weights & Biases, which sends it from a process of its own, and at the end of a sweep one of
+its tables and figures. The project never reads them back.
 
 W&B can neither fail a run nor hold it up for longer than the two bounds below.
 """
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from lora.config.run import RunConfig
+from lora.config.run import RunConfig, RuntimeConfig
 from lora.errors import first_line
 from lora.records.record import RunRecord
 
@@ -36,7 +38,8 @@ class Tracked:
     def __init__(self, config: RunConfig):
         self.copy, self.sent = None, 0
         with harmless():
-            self.copy = begin(config)
+            about = {"id": config.run_id, "name": config.run_id, "config": config.for_record()}
+            self.copy = begin(config.runtime, config.runtime.group, **about)
 
     def __call__(self, run: Any) -> None:
         """Send the epochs of a progress or a record that this copy lacks: of a resumed run, the earlier ones too."""
@@ -74,16 +77,29 @@ def percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def begin(config: RunConfig) -> Any:
+def log_tables(
+    runtime: RuntimeConfig, group: str, name: str, tables: Mapping[str, Any], pictures: Mapping[str, bytes]
+) -> None:
+    """Log tables (frames of texts) and PNG pictures in one W&B run."""
+    with harmless():
+        import wandb
+        from PIL import Image
+
+        copy = begin(runtime, group, name=name)
+        logged: dict[str, Any] = {f"tables/{key}": wandb.Table(dataframe=table) for key, table in tables.items()}
+        copy.log(logged | {f"figures/{key}": wandb.Image(Image.open(BytesIO(png))) for key, png in pictures.items()})
+        copy.finish()
+
+
+def begin(runtime: RuntimeConfig, group: str | None, **about: Any) -> Any:
     """Begin a W&B run, offline if there is no key or the server does not answer. Its files are in outputs/wandb."""
     import wandb  # seconds, and only where there are copies
 
-    runtime = config.runtime
     os.environ.setdefault("HOME", os.path.expanduser("~"))  # without one, its process writes its log to the terminal
     Path(runtime.outputs).mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS)
-    given = {"id": config.run_id, "name": config.run_id, "group": runtime.group, "config": config.for_record()}
-    given |= {"project": os.environ.get("WANDB_PROJECT", PROJECT), "dir": runtime.outputs, "settings": settings}
+    given = about | {"group": group, "dir": runtime.outputs, "settings": settings}
+    given |= {"project": os.environ.get("WANDB_PROJECT", PROJECT)}
     wandb.setup(wandb.Settings(silent=True))
     if runtime.tracking == "auto" and wandb.login(prompt=False, verify=False):
         try:
