@@ -247,7 +247,7 @@ def test_a_terminal_shows_few_comparisons_and_the_worst_of_many():
     both = (finding(3.0, 2.0, 4.0), finding(-0.5, -2.0, 1.0, holds=None, label="A - C"))
     assert ours([verdict(claim, "minilm", both)]) == "+3.0 (+2.0 to +4.0); -0.5 (-2.0 to +1.0)"
     more = verdict(claim, "minilm", (*both, finding(9.0, 8.0, 10.0, label="A - D")))
-    assert ours([more]) == "-0.5 (-2.0 to +1.0), worst of 3"
+    assert ours([more]) == "-0.5 (-2.0 to +1.0), smallest margin of 3"
 
 
 def test_a_row_of_the_readme_is_one_comparison_of_the_profile_that_it_names(tmp_path, monkeypatch):
@@ -265,7 +265,8 @@ def test_a_row_of_the_readme_is_one_comparison_of_the_profile_that_it_names(tmp_
     (first,), (second,), (worst,) = (rows(more, own, other) for more in (", comparison: 0", ", comparison: 1", ""))
     assert (first["Verdict"], first["Other dev rows"]) == ("supported on these dev rows", "not known")
     assert (second["Verdict"], second["Other dev rows"], second["Task"]) == ("contradicted", "yes", "CoLA")
-    assert worst["Verdict"] == "contradicted" and worst["Here (95% interval)"] == "-2.0 (-3.0 to -1.0), worst of 2"
+    assert worst["Verdict"] == "contradicted"
+    assert worst["Here (95% interval)"] == "-2.0 (-3.0 to -1.0), smallest margin of 2"
     (named,) = rows(", profile: decide", own, other)
     assert named["Here (95% interval)"] == "+2.0 (+1.0 to +3.0)"
     unmeasured = verdict(claim, "minilm", [dataclasses.replace(kept, n=0)])

@@ -60,8 +60,8 @@ class Headline:
     @property
     def cells(self) -> dict[str, str]:
         count = sum(len(each.findings) for each in self.judged)
-        of_many = "" if "comparison" in self.line or len(self.judged) > 1 or count == 1 else f", worst of {count}"
-        here = short(self.found, 1, self.line.get("form")) + of_many
+        is_one = "comparison" in self.line or len(self.judged) > 1 or count == 1
+        here = short(self.found, 1, self.line.get("form")) + ("" if is_one else f", smallest margin of {count}")
         where = self.found.place or f"{len(self.judged)} CPUs"
         where += f" ({self.line['remark']})" if "remark" in self.line else ""
         start = {"#": str(self.number), "Finding": self.line["says"], "Task": where, "Paper": self.paper}

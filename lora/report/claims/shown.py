@@ -23,7 +23,7 @@ ABOUT = {"swap": "trained adapters"}  # check -> its subject
 FORMS: dict[str, tuple[Callable[[float], str], str]] = {
     "less": (lambda ratio: f"{1 - ratio:.0%}", " less"),
     "more": (lambda ratio: f"{ratio - 1:+.1%}", ""),
-    "times": (lambda ratio: f"{1 / ratio:.0f}", " times less"),
+    "part": (lambda ratio: f"1/{1 / ratio:.0f}", ""),
 }
 
 
@@ -154,7 +154,7 @@ def ours(judged: Sequence[Verdict], form: str | None = None) -> str:
     nearest = [min(same, key=attrgetter("room")) for _, same in of_shapes]
     if len(nearest) <= FEW:
         return "; ".join(short(one, 1, form) for one in nearest)
-    return f"{short(min(nearest, key=attrgetter('room')), 1, form)}, worst of {len(nearest)}"
+    return f"{short(min(nearest, key=attrgetter('room')), 1, form)}, smallest margin of {len(nearest)}"
 
 
 def worst(judged: Sequence[Verdict]) -> Verdict:
@@ -163,6 +163,7 @@ def worst(judged: Sequence[Verdict]) -> Verdict:
 
 
 def on_places(judged: Sequence[Verdict], texts: Sequence[str], places: str) -> str:
-    """The text of the worst of these verdicts; if they differ, with the number of `places` on which it stands."""
+    """The text of the worst of these verdicts; if they differ, on how many of the `places`, and the others' texts."""
     text = texts[judged.index(worst(judged))]
-    return text if len(set(texts)) == 1 else f"{text} on {texts.count(text)} of {len(texts)} {places}"
+    others = ", ".join(dict.fromkeys(other for other in texts if other != text))
+    return f"{text} on {texts.count(text)} of {len(texts)} {places}, else {others}" if others else text
