@@ -29,6 +29,7 @@ COMMANDS = {
     "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
     "predict": ("lora.adapters.predict", "predict with trained adapters; write a GLUE submission"),
     "analyse intervals": ("lora.report.analyses.dev_intervals", "would other dev examples show the same?"),
+    "analyse rows": ("lora.report.analyses.own_rows", "of one's own task: baselines, costs, and where methods err"),
     "analyse subspaces": ("lora.report.analyses.subspaces", "Figures 3 and 4 and Table 7 from saved adapters"),
     "analyse swaps": ("lora.report.analyses.swaps", "is the base recovered exactly when adapters are swapped?"),
     "parameters": ("lora.cost.parameters", "count trainable parameters at full size; --memory: and what a run needs"),

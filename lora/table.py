@@ -59,7 +59,7 @@ class Table:
         banner: A notice to read before the numbers; shown above the table.
         above: A line below the banner that states how the runs were trained.
         figures: Name -> data of the figures that the page shows next to it.
-        folded: Whether the page shows it only on request.
+        folded: Whether it is shown on the page alone, on request: it may hold a user's texts.
         experiment: The one whose runs it shows, if it is a table of one.
         units: Text of a head or of a word -> the same without its unit, and the unit: `CoLA (Matthews)`.
     """

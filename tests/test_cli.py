@@ -178,7 +178,7 @@ def test_an_unknown_command_is_one_message(capsys):
     assert cli.main(["predit", "--adapter", "x"]) == 2
     assert capsys.readouterr().err.endswith("choose from predict\n")
     assert cli.main(["analyse"]) == 2
-    assert "choose from analyse intervals, analyse subspaces, analyse swaps" in capsys.readouterr().err
+    assert "choose from analyse intervals, analyse rows, analyse subspaces, analyse swaps" in capsys.readouterr().err
 
 
 def test_ctrl_c_while_a_run_loads_is_answered_at_once(tiny_overrides):

@@ -364,7 +364,7 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
                 ends = scipy.stats.t.interval(0.95, 2, differences.mean(), scipy.stats.sem(differences))
                 assert row["95% over seeds"] == f"{ends[0]:+.1f} to {ends[1]:+.1f}"
     brief = lora("report", "own", f"runtime.results={results}")  # the task, encoder and epochs: the records'
-    assert brief.returncode == 0 and len(pd.read_csv(results / "tables" / "table2_own.csv")) == 3, brief.stderr
+    assert brief.returncode == 0 and len(pd.read_csv(results / "tables" / "table2_own.csv")) == 3 + 2, brief.stderr
     (command,) = set(re.findall(r"`([^`]*analyse intervals[^`]*)`", brief.stdout))
     _, _, _, *words = shlex.split(command)  # python -m lora
     done = lora(*words)

@@ -16,11 +16,13 @@ from lora.records.record import RunRecord
 
 Compared = tuple[frozenset[tuple[str, ...]], str]  # pairs of run_ids, and the score: a column of `lora.report.runs`
 EXAMPLES, SUBSPACES, SWAP, SUBTRACTION = "examples.json", "subspaces.json", "swap.json", "subtraction.json"
+OWN_ROWS, ERRORS = "rows.json", "{task}.errors.csv"
 FILES = {  # file -> the field of records whose hashes it was made from, and the command that makes it
     EXAMPLES: ("predictions", "analyse intervals"),
     SUBSPACES: ("adapter", "analyse subspaces"),
     SWAP: ("adapter", "analyse swaps"),
     SUBTRACTION: ("adapter", "analyse swaps"),
+    OWN_ROWS: ("predictions", "analyse rows"),
 }
 
 
@@ -33,6 +35,7 @@ class Analyses:
             (`lora.report.analyses.dev_intervals`).
         subspaces: Cases of `lora.report.analyses.subspaces`.
         subtraction: Cases of `lora.report.analyses.swaps.subtraction`.
+        own_rows: User's task -> what `lora.report.analyses.own_rows` found.
         checks: Name of a check -> its cases, each with label, trials, failures and runs.
         problems: One line for each file that was excluded.
     """
@@ -40,6 +43,7 @@ class Analyses:
     examples: dict[Compared, Mapping[str, Any]] = field(default_factory=dict)
     subspaces: tuple[Mapping[str, Any], ...] = ()
     subtraction: tuple[Mapping[str, Any], ...] = ()
+    own_rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     checks: dict[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -82,7 +86,8 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     examples = {compared(entry["pairs"], entry["score"]): entry for entry in found.get(EXAMPLES, ())}
     checks = {"swap": tuple(found[SWAP])} if SWAP in found else {}
     subspaces, subtraction = (tuple(found.get(file, ())) for file in (SUBSPACES, SUBTRACTION))
-    return Analyses(examples, subspaces, subtraction, checks, tuple(problems))
+    own_rows = {entry["task"]: entry for entry in found.get(OWN_ROWS, ())}
+    return Analyses(examples, subspaces, subtraction, own_rows, checks, tuple(problems))
 
 
 def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:

@@ -4,17 +4,18 @@ To show a new experiment, add a function to `SHOWN`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from lora.config.plan import ADHOC, OWN_TASK
+from lora.data.facts import facts_text
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
-from lora.records.analysis import Analyses
+from lora.records.analysis import ERRORS, Analyses
 from lora.report.comparisons import (
     change_table,
     method_pairs,
@@ -27,6 +28,15 @@ from lora.report.comparisons import (
 from lora.report.figures import Figure, beside_lora, by_parameters, differences, figure, forest, learning_curves, slopes
 from lora.report.gather import Gathered
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
+from lora.report.own import (
+    SHOWN_ROWS,
+    classes_table,
+    confusion_figure,
+    costs_table,
+    errors_table,
+    scatter_figure,
+    with_baselines,
+)
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
 from lora.report.runs import (
     HEAD_RATE,
@@ -49,7 +59,7 @@ from lora.table import Cell, Table, Value, number
 PAPER = ROOT / "experiments"  # its folders hold the paper's cells
 ROWS = PAPER / "glue_table2" / "rows.csv"
 # text columns, which come first
-WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen", "Head's rate")
+WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen", "Head's rate", "Class")
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 
 
@@ -84,9 +94,19 @@ class Section:
         return conditions(self.runs, self.curves)
 
     @property
+    def own_rows(self) -> dict[str, Mapping[str, Any]]:
+        """Task -> what its rows say, of those that were analysed."""
+        return {task: entry for task, entry in self.analyses.own_rows.items() if task in set(self.runs["task"])}
+
+    @property
     def notes(self) -> list[str]:
-        """What the numbers of a table of cells are, and notes on its encoders."""
-        return [caption(self.summary), *encoder_notes(self.runs["model"], self.kind)]
+        """What the numbers of a table of cells are, notes on its encoders, and what the rows of own tasks are like."""
+        about = [
+            f"{name}, {entry['rows'][1]:,} dev rows: {'; '.join(lines)}."
+            for name, entry in self.own_rows.items()
+            if (lines := facts_text(entry))
+        ]
+        return [caption(self.summary), *encoder_notes(self.runs["model"], self.kind), *about]
 
     @property
     def of_gpt3(self) -> list[str]:
@@ -110,7 +130,8 @@ def methods(section: Section) -> list[Table]:
     summary, pairs, gathered = section.summary, section.pairs, section.gathered
     figures = {"parameters": by_parameters(section.runs), "curves": learning_curves(section.runs, section.curves)}
     title = f"{'Table 2: m' if section.experiment == 'glue_table2' else 'M'}ethods by tasks"
-    made = [section.table("table2", title, table2(summary), section.notes, **figures)]
+    cells = with_baselines(table2(summary), summary, section.own_rows) if section.kind == "own" else table2(summary)
+    made = [section.table("table2", title, cells, section.notes, **figures)]
     if section.paper is not None:
         title, notes = "Table 2 with the paper's rows", [note("stands_for"), note("averages")]
         cells = with_paper(summary, section.paper, pd.read_csv(ROWS))
@@ -123,6 +144,28 @@ def methods(section: Section) -> list[Table]:
     if is_own:
         cells = rates_table(section.runs, gathered.rates)
         made.append(section.table("rates", "How each learning rate was chosen", cells, [note("rates")]))
+        costs = section.table("costs", "What each method costs", costs_table(section.runs), [note("costs")])
+        made.append(replace(costs, banner="", above=""))
+        made += errors(section)
+    return made
+
+
+def errors(section: Section) -> list[Table]:
+    """Where the methods err, for the tasks whose rows were analysed."""
+    tasks, made = section.gathered.tasks, []
+    if any(entry["methods"] for entry in section.own_rows.values()):
+        cells = classes_table(section.own_rows, {name: tasks[name].labels for name in section.own_rows})
+        drawn = {f"confusion_{name}": confusion_figure(entry, tasks[name]) for name, entry in section.own_rows.items()}
+        table = section.table("classes", "Each class", cells, [note("classes")], **drawn)
+        made.append(replace(table, banner="", above=""))
+    for name in section.own_rows:
+        path = section.gathered.folder / "analysis" / ERRORS.format(task=name)
+        if len(cells := errors_table(path)):
+            title = "Dev rows that most runs get wrong" if tasks[name].labels else "Largest mean residuals"
+            notes = [note("errors").replace("FILE", f"analysis/{path.name}")]
+            drawn = {} if tasks[name].labels else {f"scatter_{name}": scatter_figure(cells, tasks[name])}
+            table = section.table(f"errors_{name}", f"{title}: {name}", cells[:SHOWN_ROWS], notes, **drawn)
+            made.append(replace(table, banner="", above="", folded=True, words=len(cells.columns)))
     return made
 
 

@@ -177,6 +177,18 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def analyse_own(report: Report) -> bool:
+    """Compute what needs the rows of own tasks, where a launch has them. Returns: Whether that was possible."""
+    from lora.report.analyses import dev_intervals, own_rows  # load the datasets library
+
+    try:
+        dev_intervals.write(report, dev_intervals.read_labels(report.gathered))
+        return own_rows.analyse(report.gathered) > 0
+    except UserError as error:
+        print(f"no baselines, errors and intervals for other rows: {error}", file=sys.stderr)
+        return False
+
+
 def print_sweep(
     profile: str, arguments: Sequence[str], brief: bool = False, runtime: RuntimeConfig | None = None
 ) -> None:
@@ -186,6 +198,8 @@ def print_sweep(
     named = [one.partition("=")[2] for one in own if one.startswith("experiment=") and one != "experiment=null"]
     try:
         report = build(profile, own)
+        if report.gathered.is_own and analyse_own(report):
+            report = build(profile, own)
         show(report, named[0].split(",") if named else MAIN)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)

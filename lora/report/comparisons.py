@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from scipy import special
 
 from lora.config.plan import LEARNING_RATE, read_plan
 from lora.config.rates import Rate
@@ -32,6 +34,7 @@ from lora.report.stats import (
     ENOUGH_SEEDS,
     LEVEL,
     ON_ROWS,
+    POWER,
     all_pairs,
     ends,
     holm,
@@ -89,19 +92,39 @@ def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str])
     lines = []
     for row in pairs.dropna(subset=["mean"]).itertuples():
         one, other = ({origins[run_id] for run_id in side if run_id in origins} for side in zip(*row.runs, strict=True))
+        low, high = analyses.over_rows(row.runs, "best")
         if one and other and one != other:
             chosen = " and ".join(" or ".join(sorted(side)) for side in (one, other))
             word = f"not judged, because their learning rates were not chosen alike: {chosen}"
         elif row.n >= ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
-            low, high = analyses.over_rows(row.runs, "best")
-            word = ("higher" if row.low > 0 else "lower") + ON_ROWS * (low <= 0 <= high)
+            word = "higher" if row.low > 0 else "lower"
+            if low <= 0 <= high:
+                rows = analyses.own_rows.get(row.task, {}).get("rows")
+                word += ON_ROWS + (rows_text(rows_needed(row, analyses, rows[1])) if rows else "")
         else:
             few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
             word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"
         about = f", {row.model}" if pairs["model"].nunique() > 1 else ""
-        value = f"{interval_of(row).shown}, n = {row.n}"
+        both = "" if pd.isna(low) else f", for other seeds and rows {ends(low, high)}"
+        value = f"{interval_of(row).shown}{both}, n = {row.n}"
         lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}: {word}")
     return lines
+
+
+def rows_needed(row: Any, analyses: Analyses, rows: int) -> float:
+    """The number of dev rows at which the interval for other seeds and rows would exclude 0 with a probability of
+    `POWER`, at this difference, these seeds and this spread over rows; infinite if more rows cannot do it."""
+    deviates = special.ndtri((1 + LEVEL) / 2) + special.ndtri(POWER)
+    over_rows = (analyses.over_rows(row.runs, "best", "examples")[1] - row.mean) / special.ndtri((1 + LEVEL) / 2)
+    over_seeds = (row.high - row.mean) / special.stdtrit(row.n - 1, (1 + LEVEL) / 2)
+    left = (row.mean / deviates) ** 2 - over_seeds**2
+    return math.ceil(rows * over_rows**2 / left) if left > 0 else math.inf
+
+
+def rows_text(rows: float) -> str:
+    """A part of a sentence about `rows_needed`."""
+    needed = f"about {rows:,.0f} dev rows" if math.isfinite(rows) else "more seeds and dev rows"
+    return f"; {needed} would show it for others with {POWER:.0%} power"
 
 
 def origins_of(runs: pd.DataFrame, rates: Iterable[Rate]) -> dict[str, str]:

@@ -40,7 +40,7 @@ def log_report(report: Report, runtime: RuntimeConfig) -> None:
     """Log tables and figures in one W&B run, in the group of the first experiment."""
     from lora.report.plots import draw  # loads matplotlib
 
-    tables = {table.name: table.cells for table in report.tables if len(table.cells)}
+    tables = {table.name: table.cells for table in report.tables if len(table.cells) and not table.folded}
     pictures = {key: draw(figure)["png"] for key, figure in report.figures.items()}
     log_tables(runtime, report.gathered.runs["experiment"].iloc[0], f"tables of {report.name}", tables, pictures)
 

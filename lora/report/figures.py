@@ -1,6 +1,6 @@
 """The data of each figure, stored next to the picture. Tests and rebuilds compare the data.
 
-A figure is a mapping: `title`, `note`, `kind` (`lines`, `intervals`, `heat`), `x` (a label), `log_x`, and
+A figure is a mapping: `title`, `note`, `kind` (`lines`, `intervals`, `heat`, `scatter`), `x` (a label), `log_x`, and
 `panels`, each with a title, a label `y` and its series; `x_names` are the names of the places 0, 1, ... on x. Values
 have 6 significant digits; absent values are null.
 """

@@ -52,7 +52,7 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
         axes = canvas.subplots(rows, columns, squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.remove()
-        drawn = {"lines": lines, "intervals": intervals, "heat": heat}[figure["kind"]]
+        drawn = {"lines": lines, "intervals": intervals, "heat": heat, "scatter": scatter}[figure["kind"]]
         for ax, panel in zip(axes.flat, panels, strict=False):
             drawn(ax, panel, figure)
             ax.set_title(panel["title"], fontsize=9)
@@ -164,6 +164,15 @@ def findings(figure: Mapping[str, Any], narrow: bool) -> list[bytes]:
         handles, labels = ax.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 4, fontsize=9)
         return [saved(canvas, "png"), saved(canvas, "svg")]
+
+
+def scatter(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
+    """Draw one point per pair of values, and the line on which they are equal."""
+    for series in panel["series"]:
+        ax.plot(series["x"], series["y"], "o", color=COLOURS[1], markersize=3, alpha=0.5)
+    ax.axline((series["x"][0], series["x"][0]), slope=1, color="0.6", linewidth=0.8)
+    ax.set_xlabel(figure["x"])
+    ax.set_ylabel(panel["y"])
 
 
 def heat(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ def compared(report: Report) -> list[str]:
 
 def printed(report: Report, of_sweep: bool) -> list[Table]:
     """The tables that commands print; the verdicts last."""
-    tables = [t for t in report.tables if len(t.cells) and t.name not in NOT_PRINTED]
+    tables = [t for t in report.tables if len(t.cells) and t.name not in NOT_PRINTED and not t.folded]
     tables = [t for t in tables if not (of_sweep and t.name.startswith(OWN))]
     return sorted(tables, key=lambda table: table.name == "claims")
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 
 from omegaconf import DictConfig
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from lora.config.compose import chosen_option, read_overrides
 from lora.config.plan import add_to_plan, read_plan
 from lora.config.run import PlannedRun, RuntimeConfig
+from lora.data.facts import facts, facts_text
 from lora.errors import UserError, listed
 from lora.files import check_writable
 from lora.records.record import load_records
@@ -139,9 +140,21 @@ def announcement(
         f"  tasks:   {', '.join(dict.fromkeys(run.task.name for run in todo))}",
         f"  methods: {', '.join(dict.fromkeys(run.slug for run in todo))}",
         *([f"  MNLI:    {listed(sorted(parents))}, which others start from"] if parents else []),
+        *own_facts(todo),
         f"  time:    {time_left}",
         *about(todo, sum(run.run_id in now.ok for run in todo)),
     ]
+
+
+def own_facts(runs: Iterable[PlannedRun]) -> list[str]:
+    """What the rows of each own task are like, a line each."""
+    tasks = {run.task.name: run for run in runs if run.task.own is not None}
+    if not tasks:
+        return []
+    from lora.data.read import read  # loads the datasets library
+
+    found = {name: facts(run.task, read(run.task, run.config.data.source)) for name, run in tasks.items()}
+    return [f"  data:    {line}" for each in found.values() for line in facts_text(each)]
 
 
 def train_missing(

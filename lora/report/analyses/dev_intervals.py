@@ -130,14 +130,21 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 nothing to compare, or the rows or predictions are not available or not the records'."""
     report = build(given.profile, given.overrides)
-    gathered = report.gathered
-    labels = read_labels(gathered)
-    entries = compare(report, labels)
-    if not entries:
+    labels, folder = read_labels(report.gathered), report.gathered.folder
+    count = write(report, labels)
+    if not count:
         raise UserError(
-            f"{gathered.folder} has no two methods with runs of one seed on a task whose rows are at hand (those of "
-            f"one's own are with task=FILE): nothing can be compared"
+            f"{folder} has no two methods with runs of one seed on a task whose rows are at hand (those of one's own "
+            f"are with task=FILE): nothing can be compared"
         )
+    print(f"{count} comparisons on {len(labels)} tasks: {folder / 'analysis' / EXAMPLES}")
+
+
+def write(report: Report, labels: Mapping[str, np.ndarray]) -> int:
+    """Write the analysis, if it has any comparisons. `labels`: as of `read_labels`. Returns: Their number."""
+    gathered, entries = report.gathered, compare(report, labels)
+    if not entries:
+        return 0
     path = gathered.folder / "analysis" / EXAMPLES
     hashes = {record.run_id: record.predictions for record in load_records(gathered.folder)[0]}
     if path.exists():  # it may have other tasks, of records that are still the same
@@ -147,4 +154,4 @@ def main(given: argparse.Namespace) -> None:
             entries = [*kept, *entries]
     made_from = {run_id: hashes[run_id] for entry in entries for pair in entry["pairs"] for run_id in pair}
     write_atomically(path, analysis_json(made_from, entries))
-    print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
+    return len(entries)

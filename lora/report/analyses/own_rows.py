@@ -1,0 +1,156 @@
+"""`python -m lora analyse rows PROFILE`: what the rows of one's own task say. A launch of one's own task ends with it.
+
+    facts       rows per class, repeated texts, and dev rows whose text is in train (`lora.data.facts`)
+    baselines   the most frequent class (the mean for scores), and TF-IDF with logistic regression (ridge for scores),
+                whose strength is chosen by cross-validation on the train rows; the dev rows are only scored
+    errors      precision, recall, F1 and the confusion of classes, and the dev rows that most runs get wrong
+
+Numbers are kept in results/<profile>/analysis/rows.json. Texts are in <task>.errors.csv beside it, and nowhere else.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from lora.data.facts import facts, texts_of
+from lora.data.metrics import compute
+from lora.data.read import TaskData, read
+from lora.data.tasks import Task
+from lora.errors import UserError
+from lora.files import rounded, write_atomically
+from lora.records.analysis import ERRORS, OWN_ROWS, analysis_json
+from lora.records.predictions import dev_predictions
+from lora.report.analyses.dev_intervals import check, pseudo_values
+from lora.report.gather import Gathered, gather, run_here
+from lora.report.gather import options as options
+from lora.report.runs import MAIN
+from lora.report.stats import LEVEL
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regression, 1 / alpha of ridge
+FOLDS = 5
+Predictions = Mapping[str, Sequence[np.ndarray]]  # label of a method -> the dev predictions of each run
+
+
+def baselines(task: Task, data: TaskData) -> list[dict[str, Any]]:
+    """The metric of both baselines on the dev rows, in percent, with its interval for other dev rows."""
+    train, dev = (texts_of(task, data, split) for split in task.training_splits)
+    labels, true = (np.asarray(data.splits[split]["label"]) for split in task.training_splits)
+    predicted, strength = tf_idf(bool(task.labels), train, labels, dev)
+    constant = np.bincount(labels).argmax() if task.labels else labels.mean()
+    names = ("Most frequent class", "logistic regression") if task.labels else ("Mean of the train scores", "ridge")
+    found = {names[0]: np.full(len(true), constant), f"TF-IDF, {names[1]} (strength {strength:g})": predicted}
+    return [{"name": name, **scored(task.metric, values, true)} for name, values in found.items()]
+
+
+def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequence[str]) -> tuple[np.ndarray, float]:
+    """The dev predictions of a linear model on words (1 to 2) and characters (2 to 5), and its strength."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+    from sklearn.pipeline import Pipeline, make_union
+
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
+    if of_classes:
+        models = {strength: LogisticRegression(C=strength, max_iter=2000) for strength in STRENGTHS}
+        folds, most = StratifiedKFold, int(np.unique(labels, return_counts=True)[1].min())
+    else:
+        models = {strength: Ridge(alpha=1 / strength) for strength in STRENGTHS}
+        folds, most = KFold, len(labels)
+    pipeline = Pipeline([("features", make_union(words, characters)), ("model", models[1.0])])
+    if most < 2:  # a class with one row is in no fold's train and test rows
+        return pipeline.fit(train, labels).predict(dev), 1.0
+    split = folds(min(FOLDS, most), shuffle=True, random_state=0)
+    search = GridSearchCV(pipeline, {"model": list(models.values())}, cv=split).fit(train, labels)
+    return search.predict(dev), STRENGTHS[search.best_index_]
+
+
+def scored(metric: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """A metric in percent, 0 if it is undefined, and the ends of its interval for other dev rows."""
+    value = 100 * (compute((metric,), predicted, true)[metric] or 0.0)
+    spread = pseudo_values(metric, predicted, true).std(ddof=1) / math.sqrt(len(true))
+    half = -special.ndtri((1 - LEVEL) / 2) * spread
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def by_class(task: Task, true: np.ndarray, predictions: Predictions) -> list[dict[str, Any]]:
+    """For each method the means over its runs: precision, recall and F1 of each class, None where it is 0 / 0, and the
+    confusion, rows of each true class by the predicted one."""
+    size, methods = len(task.labels), []
+    for label, runs in predictions.items():
+        confusion = np.zeros((size, size))
+        for predicted in runs:
+            np.add.at(confusion, (true, predicted), 1 / len(runs))
+        right, rows, columns = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+        shares = {"precision": (right, columns), "recall": (right, rows), "f1": (2 * right, rows + columns)}
+        found = {name: [a / b if b else None for a, b in zip(*pair, strict=True)] for name, pair in shares.items()}
+        methods.append({"label": label, "confusion": confusion.tolist(), **found})
+    return methods
+
+
+def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataFrame:
+    """The dev rows that most runs get wrong, the worst first; of scores, all rows by the mean residual.
+
+    Returns: Columns row (from 1), wrong (runs, or the residual), label, the prediction of each method (the most
+        frequent class, or the mean), and the texts.
+    """
+    split = data.splits[task.validation_splits[0]]
+    true, every = np.asarray(split["label"]), np.concatenate([np.array(runs) for runs in predictions.values()])
+    if task.labels:
+        badness = (every != true).sum(axis=0)
+        rows = [row for row in np.argsort(-badness, kind="stable") if 2 * badness[row] > len(every)]
+        methods = {
+            label: [np.bincount(of_row).argmax() for of_row in np.array(p).T] for label, p in predictions.items()
+        }
+        words = [*task.labels]
+        columns = {"wrong": [f"{badness[row]} of {len(every)} runs" for row in rows]}
+        columns |= {"label": [words[true[row]] for row in rows]}
+        columns |= {label: [words[values[row]] for row in rows] for label, values in methods.items()}
+    else:
+        residuals = every.mean(axis=0) - true
+        rows = [*np.argsort(-abs(residuals), kind="stable")]
+        columns = {"wrong": [f"{residuals[row]:+.4g}" for row in rows], "label": [f"{true[row]:g}" for row in rows]}
+        means = {label: np.mean(runs, axis=0) for label, runs in predictions.items()}
+        columns |= {label: [f"{values[row]:.4g}" for row in rows] for label, values in means.items()}
+    texts = {name: [split[name][int(row)] for row in rows] for name in task.columns}
+    return pd.DataFrame({"row": [int(row) + 1 for row in rows], **columns, **texts})
+
+
+def analyse(gathered: Gathered) -> int:
+    """Write the analysis of each own task whose rows are at hand. Returns: Their number."""
+    runs = gathered.runs[gathered.runs["kind"].eq("own") & gathered.runs["experiment"].isin(MAIN)]
+    entries, made_from = [], {}
+    for name, of_task in runs.dropna(subset="device").groupby("task", sort=False):
+        task = gathered.tasks[name]
+        if task.is_definition_only:
+            continue
+        config = run_here(gathered.state.ok[of_task["run_id"].iloc[0]], gathered).config
+        data = read(task, config.data.source)
+        true = np.asarray(data.splits[task.validation_splits[0]]["label"])
+        predictions: dict[str, list[np.ndarray]] = {}
+        for row in of_task.itertuples():
+            record = gathered.state.ok[row.run_id]
+            predicted = dev_predictions(record, gathered.folder)["best"]
+            check(record, task.metric, predicted, true)
+            predictions.setdefault(row.label, []).append(predicted)
+            made_from[row.run_id] = record.predictions
+        table = error_rows(task, data, predictions).to_csv(index=False, lineterminator="\n")
+        write_atomically(gathered.folder / "analysis" / ERRORS.format(task=name), table.encode())
+        classes = by_class(task, true, predictions) if task.labels else []
+        entries.append({"task": name, **facts(task, data), "baselines": baselines(task, data), "methods": classes})
+    if entries:
+        write_atomically(gathered.folder / "analysis" / OWN_ROWS, analysis_json(made_from, rounded(entries)))
+    return len(entries)
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done; 2 no finished run of an own task, or its rows are not at hand."""
+    gathered = gather(given.profile, given.overrides)
+    if not (count := analyse(gathered)):
+        raise UserError(f"{gathered.folder} has no finished run of an own task whose rows are at hand (task=FILE)")
+    print(f"{count} tasks: {gathered.folder / 'analysis' / OWN_ROWS}")

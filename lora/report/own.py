@@ -1,0 +1,90 @@
+"""What a report of one's own task shows besides scores: baselines, costs, errors (`lora.report.analyses.own_rows`)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lora.data.tasks import Task
+from lora.report.figures import Figure, figure
+from lora.report.runs import task_labels
+from lora.report.stats import ends
+from lora.report.tables import trainable
+from lora.table import Cell, Value, number
+
+SHOWN_ROWS = 20
+SHARES = {"Precision": "precision", "Recall": "recall", "F1": "f1"}
+Entries = Mapping[str, Mapping[str, Any]]  # task -> what its rows say (`lora.report.analyses.own_rows`)
+
+
+def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries) -> pd.DataFrame:
+    """Table 2 with the baselines of its tasks below, which have an interval for other dev rows and no verdict."""
+    lines: dict[str, dict[str, Cell]] = {}
+    for task, label in task_labels(summary).items():
+        for one in entries.get(task, {}).get("baselines", ()):
+            line = lines.setdefault(one["name"].partition(" (")[0], dict.fromkeys(table.columns, "-"))
+            rows = f"{ends(one['low'], one['high'])} over rows".replace("+", "")
+            line |= {"Method": one["name"].partition(" (")[0], label: number(one["value"], ".1f", rows)}
+    return pd.concat([table, pd.DataFrame([*lines.values()], columns=table.columns)], ignore_index=True)
+
+
+def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line per method and device: medians over the runs, as their records have them."""
+    lines = []
+    for (label, device), of_method in runs.dropna(subset="device").groupby(["label", "device"], sort=False):
+        middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
+        line = {"Method": label, "Trainable": trainable(of_method), "Runs": len(of_method)}
+        line |= {"Minutes a run": number(middle["seconds"] / 60, ".1f"), "Step, ms": number(middle["step_ms"], ".1f")}
+        lines.append(line | {"A task on disk, MB": number(middle["checkpoint_bytes"] / 1e6, ".2f"), "Device": device})
+    return pd.DataFrame(lines)
+
+
+def classes_table(entries: Entries, labels: Mapping[str, tuple[str, ...]]) -> pd.DataFrame:
+    """One line per task, class and method. `entries`, `labels`: task -> what its rows say, and its classes."""
+    lines = []
+    for name, entry in entries.items():
+        for place, label in enumerate(labels[name]):
+            for method in entry["methods"]:
+                rows = sum(method["confusion"][place])
+                line = {"Task": name, "Class": label, "Method": method["label"], "Dev rows": Value(rows, f"{rows:.0f}")}
+                shares = {title: method[key][place] for title, key in SHARES.items()}
+                lines.append(line | {title: "-" if v is None else number(100 * v) for title, v in shares.items()})
+    return pd.DataFrame(lines)
+
+
+def confusion_figure(entry: Mapping[str, Any], task: Task) -> Figure | None:
+    """Which classes are taken for which, a panel per method."""
+    panels = []
+    for method in entry["methods"]:
+        shares = [[count / (sum(row) or 1) for count in row] for row in method["confusion"]]
+        about = {
+            "title": method["label"],
+            "x": "predicted",
+            "y": "true",
+            "x_names": task.labels,
+            "y_names": task.labels,
+        }
+        panels.append(about | {"values": shares})
+    note = "Share of the dev rows of each true class, mean over runs. 1 on the diagonal: every row is right."
+    return figure(f"Which classes are taken for which: {task.name}", note, "heat", "", panels)
+
+
+def scatter_figure(rows: pd.DataFrame, task: Task) -> Figure | None:
+    """The mean prediction of each method against the dev rows' scores. `rows`: of `errors_table`, all of them."""
+    methods = [name for name in rows.columns if name not in ("Row", "Wrong", "Label", *task.columns)]
+    x = rows["Label"].astype(float).tolist()
+    panels = [
+        {"title": method, "y": "predicted", "series": [{"label": "", "x": x, "y": rows[method].astype(float).tolist()}]}
+        for method in methods
+    ]
+    note = "A point per dev row; the mean over the runs of a method. On the line, prediction and score are equal."
+    return figure(f"Predicted scores: {task.name}", note, "scatter", "score", panels)
+
+
+def errors_table(path: Path) -> pd.DataFrame:
+    """The rows of a file of errors."""
+    if not path.exists():
+        return pd.DataFrame()
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return rows.assign(row=rows["row"].astype(int)).rename(columns={"row": "Row", "wrong": "Wrong", "label": "Label"})

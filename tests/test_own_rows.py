@@ -1,0 +1,122 @@
+"""What the rows of one's own task say: against scikit-learn and pandas, and at the end of a launch."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from own_tasks import write, write_csv, write_task
+from sklearn import metrics
+
+from lora.cli import main
+from lora.data.facts import facts, facts_text
+from lora.data.own_task import read_task
+from lora.data.read import read
+from lora.report.analyses.own_rows import baselines, by_class, error_rows, scored, tf_idf
+from lora.report.build import build
+from lora.report.plots import draw
+
+RANDOM = np.random.default_rng(0)
+WORDS = ["good", "bad", "film", "plot", "actor", "scene"]
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A task whose label is a word of its text, with repeated rows and dev rows that are in train."""
+    texts = [" ".join(RANDOM.permutation(WORDS[2:])) + f" {WORDS[i % 2]} {i}" for i in range(60)]
+    rows = pd.DataFrame({"text": texts, "label": [["yes", "no"][i % 2] for i in range(60)]})
+    pd.concat([rows[:40], rows[:3]]).to_csv(tmp_path / "train.csv", index=False)
+    rows[38:].to_csv(tmp_path / "dev.csv", index=False)
+    content = "columns: [text]\nlabel: label\nlabels: [yes, no]\nmetric: accuracy\ntrain: train.csv\ndev: dev.csv\n"
+    (tmp_path / "words.yaml").write_text(content)
+    return read_task(tmp_path / "words.yaml")
+
+
+def test_facts_are_pandas_counts(task):
+    data, train, dev = read(task, "own"), *(pd.read_csv(task.folder / name) for name in ("train.csv", "dev.csv"))
+    found = facts(task, data)
+    assert found["classes"] == train["label"].value_counts().loc[["yes", "no"]].to_dict()
+    assert found["repeated"] == train["text"].duplicated().sum() == 3
+    assert found["in_train"] == (np.flatnonzero(dev["text"].isin(train["text"])) + 1).tolist() == [1, 2]
+    assert "2 dev rows have a text that is in train, which flatters every score: 1, 2" in facts_text(found)
+
+
+def test_baselines_learn_from_train_alone(task):
+    data = read(task, "own")
+    constant, linear = baselines(task, data)
+    dev = np.asarray(data.splits["validation"]["label"])
+    assert constant["value"] == pytest.approx(100 * np.mean(dev == 0)) and linear["value"] == 100
+    train, labels = data.splits["train"]["text"][:], np.asarray(data.splits["train"]["label"])
+    predicted, strength = tf_idf(True, train, labels, ["good 7", "bad 7"])
+    assert predicted.tolist() == [0, 1] and strength in (0.01, 0.1, 1, 10, 100)
+    single = np.array([0] * 39 + [1] + [0] * 3)
+    assert tf_idf(True, train, single, ["bad"])[1] == 1.0, "a class with one row has no folds"
+    scores, strength = tf_idf(False, train, labels * 2.5, ["good 7", "bad 7"])
+    assert scores[0] < 1 < scores[1]
+
+
+def test_an_accuracy_has_the_binomial_interval():
+    true = np.arange(100) % 2
+    found = scored("accuracy", np.where(np.arange(100) < 80, true, 1 - true), true)
+    half = 1.959964 * 100 * np.sqrt(0.8 * 0.2 / 99)
+    assert [found[key] for key in ("value", "low", "high")] == pytest.approx([80, 80 - half, 80 + half])
+
+
+def test_classes_are_scored_as_scikit_learn_does(task):
+    true, runs = RANDOM.integers(0, 2, 50), [RANDOM.integers(0, 2, 50)] * 2
+    (found,) = by_class(task, true, {"LoRA": runs})
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(true, runs[0])
+    assert np.allclose([found["precision"], found["recall"], found["f1"]], [precision, recall, f1])
+    assert np.allclose(found["confusion"], metrics.confusion_matrix(true, runs[0]))
+    (never,) = by_class(task, true, {"LoRA": [np.zeros(50, int)]})
+    assert never["precision"][1] is None and never["recall"][1] == 0
+
+
+def test_rows_that_most_runs_get_wrong_come_with_their_text(task):
+    data = read(task, "own")
+    true, split = np.asarray(data.splits["validation"]["label"]), data.splits["validation"]
+    wrong = true.copy()
+    wrong[[4, 9]] = 1 - wrong[[4, 9]]
+    half = true.copy()
+    half[4] = 1 - half[4]
+    found = error_rows(task, data, {"A": [wrong, wrong], "B": [half, true]})
+    assert found["row"].tolist() == [5] and found["wrong"].tolist() == ["3 of 4 runs"]
+    assert found["text"].item() == split["text"][4] and found["label"].item() == task.labels[true[4]]
+
+
+def test_scores_have_a_mean_a_ridge_and_residuals(tiny_overrides, tmp_path):
+    scores = [(f"word {number} {'good' if number % 3 else 'bad'}", f"{number % 3}") for number in range(60)]
+    for split in ("train", "dev"):
+        write_csv(tmp_path / "data" / f"{split}.csv", scores)
+    path = write_task(tmp_path / "data", "scores", labels=None, range=[0, 2], metric="pearson")
+    asked = [one for one in tiny_overrides if not one.startswith(("profile=", "task=", "data.path"))]
+    assert main(["-m", "profile=own", *asked, f"task={path}", "experiment=own_task", "method=full", "seed=1,2"]) == 0
+    report = build("own", [f"runtime.results={tmp_path}/results"])
+    (table,) = [table for table in report.tables if table.name == "table2_own"]
+    assert table.cells["Method"].tolist()[1:] == ["Mean of the train scores", "TF-IDF, ridge"]
+    (name,) = (one for one in report.figures if one.startswith("scatter_"))
+    (panel,) = report.figures[name]["panels"]
+    (series,) = panel["series"]
+    assert len(series["x"]) == 60 and set(series["x"]) == {0, 1, 2}
+    assert draw(report.figures[name])["svg"].startswith(b"<?xml")
+
+
+def test_a_launch_ends_with_them(tiny_overrides, tmp_path, capsys):
+    path, results = write(tmp_path / "data", 80, 60), tmp_path / "results"
+    asked = [one for one in tiny_overrides if not one.startswith(("profile=", "task=", "data.path"))]
+    asked = ["profile=own", *asked, f"task={path}", "experiment=own_task", "method=full,lora", "seed=1,2,3"]
+    assert main(["-m", *asked]) == 0
+    out = capsys.readouterr().out
+    assert "data:    train rows by class" in out and "for other seeds and rows" in out
+    report = build("own", [f"runtime.results={results}"])
+    tables = {table.name: table for table in report.tables}
+    (task,) = report.gathered.runs["task"].unique()
+    assert {"Most frequent class", "TF-IDF, logistic regression"} <= set(tables["table2_own"].cells["Method"])
+    assert tables["costs_own"].cells["Runs"].tolist() == ["3", "3"] and len(tables["classes_own"].cells) > 2
+    listed = pd.read_csv(results / "analysis" / f"{task}.errors.csv")
+    wrong = {name: table for name, table in tables.items() if name.startswith("errors_")}
+    assert len(listed) == 0 or wrong
+    assert not any(text in out for text in listed["text"]), "texts are on the page alone"
+    assert report.figures[f"confusion_{task}_own"]["panels"][0]["x_names"] == [*report.gathered.tasks[task].labels]
+    entries = json.loads((results / "analysis" / "rows.json").read_text())["entries"]
+    assert [entry["task"] for entry in entries] == [task]
