@@ -52,22 +52,24 @@ def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequ
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
-    from sklearn.pipeline import Pipeline, make_union
+    from sklearn.pipeline import make_union
 
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)
+    features = make_union(words, characters)
+    seen, shown = features.fit_transform(train), features.transform(dev)
     if of_classes:
-        models = {strength: LogisticRegression(C=strength, max_iter=2000) for strength in STRENGTHS}
-        folds, most = StratifiedKFold, int(np.unique(labels, return_counts=True)[1].min())
+        model, grid, folds = LogisticRegression(solver="liblinear"), {"C": STRENGTHS}, StratifiedKFold
+        model = model if len(np.unique(labels)) == 2 else LogisticRegression(max_iter=1000)
+        most = int(np.unique(labels, return_counts=True)[1].min())
     else:
-        models = {strength: Ridge(alpha=1 / strength) for strength in STRENGTHS}
-        folds, most = KFold, len(labels)
-    pipeline = Pipeline([("features", make_union(words, characters)), ("model", models[1.0])])
+        model, grid, folds = Ridge(), {"alpha": [1 / strength for strength in STRENGTHS]}, KFold
+        most = len(labels)
     if most < 2:  # a class with one row is in no fold's train and test rows
-        return pipeline.fit(train, labels).predict(dev), 1.0
+        return model.fit(seen, labels).predict(shown), 1.0
     split = folds(min(FOLDS, most), shuffle=True, random_state=0)
-    search = GridSearchCV(pipeline, {"model": list(models.values())}, cv=split).fit(train, labels)
-    return search.predict(dev), STRENGTHS[search.best_index_]
+    search = GridSearchCV(model, grid, cv=split).fit(seen, labels)
+    return search.predict(shown), STRENGTHS[search.best_index_]
 
 
 def scored(metric: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
