@@ -144,9 +144,19 @@ def test_the_start_is_compared_in_pairs_of_one_seed():
 
 def test_records_of_different_rows_share_no_table():
     one, two = runs({1: 0.8, 2: 0.9})
-    data = {**two.provenance["data"], "fingerprint": "0" * 64}
-    with pytest.raises(UserError, match=r"reviews were made from different rows.*s1-.*s2-"):
-        refuse_mixed_rows(load_frame([one, dataclasses.replace(two, provenance={**two.provenance, "data": data})]))
+
+    def on(of_run, **facts):
+        provenance = {**of_run.provenance, "data": {**of_run.provenance["data"], **facts}}
+        return dataclasses.replace(of_run, provenance=provenance)
+
+    part = {"is_part": True, "fingerprint": "1" * 64}
+    refuse_mixed_rows(load_frame([one, on(two, **part)]))  # of an older version, which recorded no dev rows
+    for first, second in (
+        (one, on(two, fingerprint="0" * 64)),
+        (on(one, dev_fingerprint="0" * 64), on(two, **part, dev_fingerprint="1" * 64)),
+    ):
+        with pytest.raises(UserError, match=r"reviews were made from different rows.*s1-.*s2-"):
+            refuse_mixed_rows(load_frame([first, second]))
 
 
 def test_the_papers_rows_average_to_what_it_prints():

@@ -231,15 +231,17 @@ def placed(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:
-    """Check that records of one task, on all train rows or on a part of one size, were made from the same rows."""
+    """Check that records of one task were made from the same dev rows, where they say so, and those on all train rows
+    or on a part of one size from the same train rows too."""
     asked = frame["train_rows"].where(frame["is_part"].eq(True), 0)
-    for (task, _), runs in frame.groupby([frame["task"], asked]):
-        if runs["fingerprint"].nunique() > 1:
-            by_rows = runs.drop_duplicates("fingerprint")["run_id"]
-            raise UserError(
-                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
-                f"for a results folder of its own, add runtime.results=FOLDER"
-            )
+    for column, keys in (("fingerprint", [frame["task"], asked]), ("dev_fingerprint", ["task"])):
+        for (task, *_), runs in frame.dropna(subset=column).groupby(keys):
+            by_rows = runs.drop_duplicates(column)["run_id"]
+            if len(by_rows) > 1:
+                raise UserError(
+                    f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
+                    f"for a results folder of its own, add runtime.results=FOLDER"
+                )
 
 
 def run_here(record: RunRecord, gathered: Gathered) -> PlannedRun:

@@ -244,29 +244,31 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         todo: The run_ids to train, whose rows on the hub are read too.
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
-    asked: dict[tuple[str, int | None], RunConfig] = {}
-    rows: dict[tuple[str, int | None], str] = {}
+    asked: dict[str, RunConfig] = {}  # by task
+    rows: dict[tuple[str, int | None], str] = {}  # by task and part of the train rows
+    dev_rows: dict[str, str] = {}
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     known = {run.run_id for run in runs}
     for run in sorted(runs, key=lambda run: run.run_id not in todo):
         config, model = run.config, run.config.model
         part = (config.task, config.data.train_rows)
-        asked.setdefault(part, config)
+        asked.setdefault(config.task, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
-            rows[part] = fingerprint(run)
+            rows[part], dev_rows[config.task] = fingerprints(run)
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
             refuse_longer(model.name, read_object(Path(where) / "config.json"), config.data.max_length)
     for record in records:
         task, data, name = record.config["task"], record.config["data"], record.config["model"]["name"]
-        config, made = asked.get((task, data["train_rows"])), record.provenance
-        if config is None or made is None:  # of another task or part of the rows; of a failed run
+        config, made = asked.get(task), record.provenance
+        if config is None or made is None:  # of another task; of a failed run
             continue
         on_hub = config.data.source == data["source"] == "hub"
         versions = peft_version() if record.run_id in known else None, made.get("peft", {}).get("version")
         model_files, tokenizer_files = weights.get(name, (None, None))
         for what, here, recorded in (
+            (f"dev rows of {task}", dev_rows.get(task), made["data"].get("dev_fingerprint")),
             (f"rows of {task}", rows.get((task, data["train_rows"])), made["data"]["fingerprint"]),
             (f"revision of the rows of {task}", config.data.revision if on_hub else None, data["revision"]),
             (f"weights of {name}", model_files, made["weights"]),
@@ -288,9 +290,10 @@ def peft_version() -> str | None:
     return None
 
 
-def fingerprint(run: PlannedRun) -> str:
-    """The fingerprint of the rows that a run is trained and evaluated on."""
+def fingerprints(run: PlannedRun) -> tuple[str, str]:
+    """The fingerprints of the rows that a run is trained and evaluated on, and of the dev rows alone."""
     from lora.data.read import read  # loads the datasets library
 
     data = run.config.data
-    return read(run.task, data.source, data.path, data.revision, data.train_rows).fingerprint
+    found = read(run.task, data.source, data.path, data.revision, data.train_rows)
+    return found.fingerprint, found.dev_fingerprint
