@@ -53,6 +53,12 @@ class RunRecord:
     adapter: str | None = None
     schema: int = SCHEMA
 
+    @property
+    def scored(self) -> str:
+        """What its scores follow from: the hash of its predictions and, in newer records, that of its dev rows."""
+        data = (self.provenance or {}).get("data", {})
+        return " ".join(filter(None, (self.predictions, data.get("dev_fingerprint"))))
+
 
 ADAPTER = "adapter.safetensors"  # the tensor file in an adapter's folder
 FIELDS = frozenset(f.name for f in dataclasses.fields(RunRecord))

@@ -139,7 +139,7 @@ def main(given: argparse.Namespace) -> None:
             f"one's own are with task=FILE): nothing can be compared"
         )
     path = gathered.folder / "analysis" / EXAMPLES
-    hashes = {record.run_id: record.predictions for record in load_records(gathered.folder)[0]}
+    hashes = {record.run_id: record.scored for record in load_records(gathered.folder)[0]}
     if path.exists():  # it may have other tasks, of records that are still the same
         earlier = read_object(path)
         if earlier["made_from"].items() <= hashes.items():
