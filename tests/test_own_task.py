@@ -21,6 +21,7 @@ from lora.config.compose import compose_run
 from lora.config.plan import planned_tasks
 from lora.data.own_task import FOLDER, find_task, kept_facts, kept_tasks, read_task
 from lora.data.read import read
+from lora.data.tables import read_table
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.models.load import load_encoder
@@ -138,6 +139,13 @@ def test_quoted_cells_hold_line_ends_and_blank_lines_may_end_a_file(tmp_path):
     path = write_csv(tmp_path / "train.csv", [("one\ntwo\nthree", "good"), ("four", "bad")])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n\n")
     assert rows_of(read_task(write_task(tmp_path)))["text"] == ["one\ntwo\nthree", "four"]
+
+
+@pytest.mark.parametrize(("ending", "end"), [(".tsv", "\n"), (".tsv", "\r\n"), (".csv", "\n"), (".csv", "\r")])
+def test_a_lone_cr_is_text_unless_every_row_ends_with_it(ending, end, tmp_path):
+    path, texts = tmp_path / f"rows{ending}", ["good\rfilm" if "\n" in end else "good", "ok"]
+    path.write_bytes("".join(f"{line}{end}" for line in ("text", *texts)).encode())
+    assert read_table(path).columns == {"text": texts}
 
 
 @pytest.mark.parametrize("ending", FORMS)
