@@ -173,6 +173,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     wanted = by_experiment(expected, parse_words(overrides).get("experiment"))
     parents = {run.parent for run in wanted["mnli_start"]}  # whose table does not show them
     listed = [(n, r) for n, runs in wanted.items() for r in runs if n != "mnli_start" or r.run_id not in parents]
+    listed.sort(key=lambda of_name: of_name[1].run_id not in ok)  # of two that are the same, a trained one
     named = {run.run_id for _, run in listed} | parents
     others = facts_of([(OWN, known[run_id]) for run_id in sorted(ok) if run_id not in named], dropped)
     every = with_records(placed(facts_of(listed, dropped), others), frame)
