@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -10,9 +11,9 @@ from commands import lora
 from trained import ensure_record
 
 from lora.config.compose import compose_run
+from lora.data import read as reader
 from lora.errors import UserError
 from lora.records.record import adapter_path, read_record, record_path, write_record
-from lora.sweep import worker
 from lora.sweep.request import select_runs
 from lora.sweep.worker import usable_record, verify_inputs
 
@@ -95,9 +96,7 @@ def test_a_named_encoder_with_other_weights_is_refused(trained, tiny_overrides, 
         ensure_record(compose_run(named), mistakes_fail=False)
 
 
-def test_parts_of_a_split_are_compared_each_with_its_own_and_share_the_dev_rows(
-    trained, tiny_overrides, glue_dir, tmp_path
-):
+def test_parts_of_a_split_share_the_dev_rows_alone(trained, tiny_overrides, glue_dir, tmp_path):
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")]
     parts = select_runs("small", [*asked, "experiment=null", "data.train_rows=9,12"])
@@ -111,7 +110,7 @@ def test_parts_of_a_split_are_compared_each_with_its_own_and_share_the_dev_rows(
 
 def test_a_single_run_on_other_rows_than_those_of_its_folder_is_refused(trained, tiny_overrides, monkeypatch):
     _, record = trained
-    monkeypatch.setattr(worker, "fingerprints", lambda config: ("other rows", None))
+    monkeypatch.setattr(reader, "read", lambda *_: SimpleNamespace(fingerprint="other rows", dev_fingerprint=None))
     other = compose_run([*tiny_overrides, "train.epochs=1", "method=full"])
     with pytest.raises(UserError, match=f"the rows of cola are not those that {record.run_id}"):
         ensure_record(other, mistakes_fail=False)
@@ -139,8 +138,8 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     done, other = sorted(runs, key=lambda run: run.run_id != record.run_id)
     assert done.run_id == record.run_id
     reads = []
-    found = record.provenance["data"]["fingerprint"]
-    monkeypatch.setattr(worker, "fingerprints", lambda config: reads.append(1) or (found, None))
+    prints = {"fingerprint": record.provenance["data"]["fingerprint"], "dev_fingerprint": None}
+    monkeypatch.setattr(reader, "read", lambda *_: reads.append(1) or SimpleNamespace(**prints))
     if is_refused:
         with pytest.raises(UserError, match="the revision of the rows of cola are not those"):
             verify_inputs([done], [record], ())
@@ -148,7 +147,7 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     verify_inputs([done], [record], ())
     assert not reads
     verify_inputs([other], [record], {other.run_id})
-    found = "other rows"
+    prints["fingerprint"] = "other rows"
     with pytest.raises(UserError, match="the rows of cola are not those"):
         verify_inputs([other], [record], {other.run_id})
     assert len(reads) == 2
@@ -163,3 +162,5 @@ def test_an_adapter_that_is_not_the_records_is_made_again(tiny_config):
     assert usable_record(config) is None
     ensure_record(config, mistakes_fail=False)
     assert path.read_bytes() == good
+    (path.parent / "adapter.json").unlink()
+    assert usable_record(config) is None

@@ -60,7 +60,7 @@ class RunRecord:
         return " ".join(filter(None, (self.predictions, data.get("dev_fingerprint"))))
 
 
-ADAPTER = "adapter.safetensors"  # the tensor file in an adapter's folder
+ADAPTER, DESCRIPTION = "adapter.safetensors", "adapter.json"  # the files of an adapter's folder
 FIELDS = frozenset(f.name for f in dataclasses.fields(RunRecord))
 
 

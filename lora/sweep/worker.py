@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lora.config.run import PlannedRun, RunConfig
 from lora.errors import DivergedError, UnfinishedError, UserError
 from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
 from lora.records.record import (
+    DESCRIPTION,
     RunRecord,
     adapter_path,
     checkpoint_path,
@@ -82,9 +84,9 @@ def usable_record(config: RunConfig) -> RunRecord | None:
 
 
 def has_adapter(record: RunRecord, outputs: str) -> bool:
-    """Whether the adapter that a record names is in a folder of outputs, unchanged."""
+    """Whether the adapter that a record names is in a folder of outputs, whole and unchanged."""
     path = adapter_path(outputs, record.run_id)
-    return path.exists() and hash_file(path) == record.adapter
+    return path.exists() and path.with_name(DESCRIPTION).exists() and hash_file(path) == record.adapter
 
 
 def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> RunRecord:
@@ -105,7 +107,8 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
         watchers.append(Tracked(config))
     if note is not None and not mistakes_fail:
         watchers.append(Display(run, note))
-        called.append(SweepOfOne(run))
+        planned = cache(lambda: add_to_plan(config.runtime.results, [run]))
+        called.append(lambda progress: planned())  # at the first step: a mistake in its settings has shown by then
     called, written = [*watchers, *called], None
     try:
         try:
@@ -129,18 +132,6 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
     finally:
         for watcher in watchers:
             watcher.end(written)
-
-
-class SweepOfOne:
-    """Adds a single run to the plan at its first step: a mistake in its settings has shown by then."""
-
-    def __init__(self, run: PlannedRun):
-        self.left = [run]
-
-    def __call__(self, progress: Any) -> None:
-        while self.left:
-            run = self.left.pop()
-            add_to_plan(run.config.runtime.results, [run])
 
 
 def write(run: PlannedRun, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
@@ -245,8 +236,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
     asked: dict[str, RunConfig] = {}  # by task
-    rows: dict[tuple[str, int | None], str] = {}  # by task and part of the train rows
-    dev_rows: dict[str, str] = {}
+    rows: dict[tuple[str, int | str | None], str] = {}  # by task, and part of the train rows or "dev"
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     known = {run.run_id for run in runs}
     for run in sorted(runs, key=lambda run: run.run_id not in todo):
@@ -254,7 +244,11 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         part = (config.task, config.data.train_rows)
         asked.setdefault(config.task, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
-            rows[part], dev_rows[config.task] = fingerprints(run)
+            from lora.data.read import read  # loads the datasets library
+
+            data = config.data
+            found = read(run.task, data.source, data.path, data.revision, data.train_rows)
+            rows[part], rows[config.task, "dev"] = found.fingerprint, found.dev_fingerprint
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
@@ -268,7 +262,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         versions = peft_version() if record.run_id in known else None, made.get("peft", {}).get("version")
         model_files, tokenizer_files = weights.get(name, (None, None))
         for what, here, recorded in (
-            (f"dev rows of {task}", dev_rows.get(task), made["data"].get("dev_fingerprint")),
+            (f"dev rows of {task}", rows.get((task, "dev")), made["data"].get("dev_fingerprint")),
             (f"rows of {task}", rows.get((task, data["train_rows"])), made["data"]["fingerprint"]),
             (f"revision of the rows of {task}", config.data.revision if on_hub else None, data["revision"]),
             (f"weights of {name}", model_files, made["weights"]),
@@ -288,12 +282,3 @@ def peft_version() -> str | None:
     with suppress(PackageNotFoundError):
         return version("peft")
     return None
-
-
-def fingerprints(run: PlannedRun) -> tuple[str, str]:
-    """The fingerprints of the rows that a run is trained and evaluated on, and of the dev rows alone."""
-    from lora.data.read import read  # loads the datasets library
-
-    data = run.config.data
-    found = read(run.task, data.source, data.path, data.revision, data.train_rows)
-    return found.fingerprint, found.dev_fingerprint
