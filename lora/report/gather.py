@@ -24,6 +24,7 @@ from lora.config.plan import (
     read_launch,
     read_plan,
     run_of,
+    trained_by,
 )
 from lora.config.rates import FILE, TUNING, Rate, read_rates
 from lora.config.run import PlannedRun, run_config
@@ -156,8 +157,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     known, unknown = known_runs(plan, records, tasks)
     asked = select(known.values(), overrides)
     if known and not asked:
-        launch = shlex.join(["python", "-m", "lora", "-m", f"profile={profile}", *overrides])
-        raise UserError(f"none of the {len(known)} runs of {folder} has {' '.join(overrides)}: {launch} trains them")
+        none = f"none of the {len(known)} runs of {folder} has {' '.join(overrides)}"
+        raise UserError(f"{none}: {trained_by(folder, profile, overrides)}")
     by_tune = {run.run_id for run in known.values() if run.experiments == (TUNING,)}
     by_tune |= {r.run_id for r in records if r.config["runtime"].get("group") == TUNING and r.run_id not in plan.runs}
     expected = [run for run in asked if run.experiments and run.run_id not in by_tune]
