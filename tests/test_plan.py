@@ -269,7 +269,9 @@ def test_unfinished_runs_are_forgotten_and_with_records_finished_ones_too(tmp_pa
     assert f"forgotten: {failed.run_id}" in capsys.readouterr().out
     left = ids(runs) - {failed.run_id}
     assert read_plan(tmp_path).runs.keys() == left == {record.run_id for record in load_records(tmp_path)[0]}
+    (tmp_path / "rates.yaml").write_text("rates: []")
     main(["status", "mini", where, "seed=2", "--forget", "--records"])
+    assert f"{tmp_path}/rates.yaml still has the tuned rates" in capsys.readouterr().out
     left = {run.run_id for run in runs if run.run_id in left and run.seed != 2}
     assert read_plan(tmp_path).runs.keys() == left == {record.run_id for record in load_records(tmp_path)[0]}
     assert {path.stem for path in (tmp_path / "predictions").iterdir()} == left

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora.config.plan import locked, outputs_here, read_plan, run_of, trained_by, write_plan
-from lora.config.rates import TUNING
+from lora.config.rates import FILE, TUNING
 from lora.config.run import PlannedRun
 from lora.config.select import parse_words, place, select, selecting
 from lora.data.tasks import TASKS
@@ -214,3 +214,5 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
             shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
         write_plan(folder, replace(plan, runs={i: run for i, run in plan.runs.items() if i not in gone}))
     print(f"{counted(len(gone), 'run')} forgotten, {counted(len(chosen) - len(gone), 'run')} left of those selected")
+    if finished and (folder / FILE).exists():
+        print(f"{folder / FILE} still has the tuned rates: remove it if they were tuned on other rows")
