@@ -144,19 +144,11 @@ def test_the_start_is_compared_in_pairs_of_one_seed():
 
 def test_records_of_different_rows_share_no_table():
     one, two = runs({1: 0.8, 2: 0.9})
-
-    def on(of_run, **facts):
-        provenance = {**of_run.provenance, "data": {**of_run.provenance["data"], **facts}}
-        return dataclasses.replace(of_run, provenance=provenance)
-
-    part = {"is_part": True, "fingerprint": "1" * 64}
-    refuse_mixed_rows(load_frame([one, on(two, **part)]))  # of an older version, which recorded no dev rows
-    for first, second in (
-        (one, on(two, fingerprint="0" * 64)),
-        (on(one, dev_fingerprint="0" * 64), on(two, **part, dev_fingerprint="1" * 64)),
-    ):
+    frame, part = load_frame([one, two]), {"is_part": [False, True], "fingerprint": ["0" * 64, "1" * 64]}
+    refuse_mixed_rows(frame.assign(**part))  # of an older version, which recorded no dev rows
+    for facts in ({"fingerprint": part["fingerprint"]}, part | {"dev_fingerprint": part["fingerprint"]}):
         with pytest.raises(UserError, match=r"reviews were made from different rows.*s1-.*s2-"):
-            refuse_mixed_rows(load_frame([first, second]))
+            refuse_mixed_rows(frame.assign(**facts))
 
 
 def test_the_papers_rows_average_to_what_it_prints():

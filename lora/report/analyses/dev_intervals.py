@@ -140,11 +140,9 @@ def main(given: argparse.Namespace) -> None:
         )
     path = gathered.folder / "analysis" / EXAMPLES
     hashes = {record.run_id: record.scored for record in load_records(gathered.folder)[0]}
-    if path.exists():  # it may have other tasks, of records that are still the same
-        earlier = read_object(path)
-        if earlier["made_from"].items() <= hashes.items():
-            kept = [one for one in earlier["entries"] if "score" in one and not labels.keys() >= {*one["tasks"]}]
-            entries = [*kept, *entries]
+    if path.exists() and (earlier := read_object(path))["made_from"].items() <= hashes.items():
+        kept = [one for one in earlier["entries"] if "score" in one and not labels.keys() >= {*one["tasks"]}]
+        entries = [*kept, *entries]  # on other tasks, of records that are still the same
     made_from = {run_id: hashes[run_id] for entry in entries for pair in entry["pairs"] for run_id in pair}
     write_atomically(path, analysis_json(made_from, entries))
     print(f"{len(entries)} comparisons on {len(labels)} tasks: {path}")
