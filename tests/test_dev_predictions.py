@@ -72,20 +72,21 @@ def test_a_collapsed_run_is_counted_and_kept(one_collapsed):
         ("lora-qv-r8", "rte", 1),
         ("lora-qv-r8", "stsb", 1),
     ]
-    summary = summarise(gathered.runs).set_index(["slug", "task"])
+    summary = summarise(gathered.runs).set_index(["slug", "task"], drop=False)
     assert str(score(summary.loc["lora-qv-r8", "rte"])) == "50.0 ±0.0 (1 of 5 collapsed)"
     assert str(score(summary.loc["lora-qv-r8", "stsb"])) == "50.0 ±22.4 (1 of 5 collapsed)"
     assert str(score(summary.loc["full", "stsb"])) == "50.0 ±0.0"
 
 
-def test_without_predictions_nothing_is_known_and_a_broken_file_is_named(one_collapsed):
+def test_without_predictions_nothing_is_known_and_a_missing_or_broken_file_is_named(one_collapsed):
     first, second, *_ = sorted((one_collapsed / "small" / "predictions").iterdir())
     first.unlink()
     second.write_bytes(b"junk")
     gathered = gather("small", OVERRIDES, one_collapsed)
     known = gathered.frame.set_index("run_id")["collapsed"]
     assert known[[first.stem, second.stem]].isna().all() and known.notna().sum() == len(known) - 2
-    assert len(gathered.state.problems) == 1 and second.name in gathered.state.problems[0]
+    assert len(gathered.state.problems) == 2
+    assert all(path.name in problem for path, problem in zip((first, second), gathered.state.problems, strict=True))
 
 
 def test_the_committed_predictions_agree():

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from lora.data import metrics
 from lora.errors import UserError
 from lora.records.analysis import EXAMPLES, analysis_json, read_analyses
 from lora.records.predictions import dev_predictions
-from lora.records.record import read_record, write_record
+from lora.records.record import load_records, read_record, write_record
 from lora.report.analyses.dev_intervals import bounds, check, compare, main, pseudo_values
 from lora.report.build import build
 from lora.report.stats import mean_interval, seeds_and_rows
@@ -155,7 +156,7 @@ def test_methods_are_compared_and_the_tables_show_it_unless_the_predictions_are_
     assert (claim.findings[0].rows_low, claim.findings[0].rows_high) == (entry["both_low"], entry["both_high"])
     assert not report.problems
     for made_from, older, word in (
-        ({next(iter(report.state.ok)): "0" * 64}, [], "another predictions"),
+        ({next(iter(report.state.ok)): "0" * 64}, [], "another training"),
         ({}, [{"one": "A", "other": "B", "pairs": 2}], "an older version"),
     ):
         path.write_bytes(analysis_json(made_from, older))
@@ -203,6 +204,13 @@ def test_the_command_writes_its_file_and_without_labels_it_is_an_error(predicted
         entries = json.loads(path.read_bytes())["entries"]
         assert [entry["tasks"] for entry in entries].count(["rte"]) == kept
         assert len(entries) == len(written["entries"]) + kept
+    for rows in ("0" * 64, "1" * 64):  # other labels of the same texts: trained again, with the same predictions
+        for record in load_records(results / "small")[0]:
+            data = record.provenance["data"] | {"dev_fingerprint": rows}
+            write_record(results / "small", replace(record, provenance=record.provenance | {"data": data}))
+        assert "python -m lora analyse intervals" in build("small", OVERRIDES, results).problems[0]
+        main(given)
+        assert not build("small", OVERRIDES, results).problems
     path.unlink()
     monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {})
     with pytest.raises(UserError, match="nothing can be compared"):

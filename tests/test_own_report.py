@@ -261,6 +261,17 @@ def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge(tmp_path):
     assert set(rates_table(runs, [])["Chosen"]) == {"tuned"}
 
 
+def test_all_rows_are_one_run_however_they_were_asked_for(moods):
+    """The task has four. Of two that are the same, a trained one stands in the table."""
+    folder, asked = moods
+    for rows in (4, 100):
+        populate(folder / "own", "own", [*asked, f"data.train_rows={rows}"], of_method(full=0.70, lora=0.71))
+    for path in sorted((folder / "own" / "runs").glob("*.lora-*.s1-*"))[:2]:
+        path.unlink()
+    tables = {table.name: table for table in build("own", [], folder).tables}
+    assert tables["table2_own"].cells["Seeds"].tolist() == ["5", "5"] and "own_own" not in tables
+
+
 def test_rows_say_in_what_they_differ_from_those_of_another_table(moods):
     """Runs with other settings stand under "Other runs"; a method of PEFT's on other modules is another row."""
     folder, asked = moods

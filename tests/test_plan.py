@@ -219,6 +219,20 @@ def test_status_and_report_need_no_word_of_the_launch(model_dir, tmp_path, monke
     assert lora("status", "own", f"task={tasks[0]}").stdout.startswith("profile own: 1 run: 1 done")
 
 
+def test_records_of_a_task_that_no_plan_defines_are_named_and_no_refused_command_is_advised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task, folder = write_task(tmp_path / "data"), tmp_path / "results" / "own"
+    assert lora("report", "own").stderr.endswith(": a task of profile own is a file of yours, task=FILE\n")
+    asked = [f"task={task}", "experiment=own_task", "method=lora", "seed=1", "train.precision=fp32"]
+    (run,) = populate(folder, "own", asked)
+    for word, advice in (("task=cola", "a task of profile own is"), ("method=bitfit", ".* -m profile=own method=b")):
+        assert re.search(f"none of the 1 runs of results/own has {word}: {advice}", lora("report", "own", word).stderr)
+    (folder / FILE).unlink()
+    for command in ("report", "status"):
+        message = f"{run.run_id} is of task '{run.task.name}', not defined here: launch it with task=FILE"
+        assert message in lora(command, "own").stderr
+
+
 def test_status_of_a_profile_that_was_never_launched_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["status", "mini"])
@@ -255,7 +269,9 @@ def test_unfinished_runs_are_forgotten_and_with_records_finished_ones_too(tmp_pa
     assert f"forgotten: {failed.run_id}" in capsys.readouterr().out
     left = ids(runs) - {failed.run_id}
     assert read_plan(tmp_path).runs.keys() == left == {record.run_id for record in load_records(tmp_path)[0]}
+    (tmp_path / "rates.yaml").write_text("rates: []")
     main(["status", "mini", where, "seed=2", "--forget", "--records"])
+    assert f"{tmp_path}/rates.yaml still has the tuned rates" in capsys.readouterr().out
     left = {run.run_id for run in runs if run.run_id in left and run.seed != 2}
     assert read_plan(tmp_path).runs.keys() == left == {record.run_id for record in load_records(tmp_path)[0]}
     assert {path.stem for path in (tmp_path / "predictions").iterdir()} == left

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import glob
+import io
 import json
 import re
 from pathlib import Path
@@ -23,9 +24,11 @@ from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
 from lora.adapters.folder import read_adapter, write_adapter
 from lora.adapters.merge import load_adapter
-from lora.adapters.predict import local_encoder
+from lora.adapters.predict import as_table, local_encoder
 from lora.config.compose import compose_run
+from lora.data.tables import Table
 from lora.data.tasks import TASKS
+from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
@@ -181,6 +184,17 @@ def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, t
     assert pd.read_csv(tmp_path / "out.csv", dtype=str)["id"].fillna("").tolist() == [str(2**53 + 1)] * 5 + [""]
     write.write_text("\n".join(json.dumps(row | {"sentence1": " "}) for row in rows))
     refused(capsys, "rows.jsonl has no rows with a text", *given)
+
+
+def test_a_line_end_in_a_cell_breaks_no_row(tmp_path):
+    cells = {"text": ["one\rtwo", 'a "b", c', "three\r\nfour"], "id": [1, None, 2.5]}
+    given = Table(tmp_path / "in.jsonl", cells), {"prediction": ["bad"]}, [1]
+    content = as_table(*given, tmp_path / "out.csv").decode()
+    expected = [["one\rtwo", "1", ""], ['a "b", c', "", "bad"], ["three\r\nfour", "2.5", ""]]
+    assert [*csv.reader(io.StringIO(content, newline=""))][1:] == expected and content.count("\n") == 5
+    cells["text"][2] = "three"
+    with pytest.raises(UserError, match=r"in.jsonl has tabs or line ends, which out.tsv cannot hold"):
+        as_table(*given, tmp_path / "out.tsv")
 
 
 def test_a_glue_submission_has_the_official_names_headers_and_words(runs, tmp_path, monkeypatch):

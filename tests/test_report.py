@@ -144,9 +144,11 @@ def test_the_start_is_compared_in_pairs_of_one_seed():
 
 def test_records_of_different_rows_share_no_table():
     one, two = runs({1: 0.8, 2: 0.9})
-    data = {**two.provenance["data"], "fingerprint": "0" * 64}
-    with pytest.raises(UserError, match=r"reviews were made from different rows.*s1-.*s2-"):
-        refuse_mixed_rows(load_frame([one, dataclasses.replace(two, provenance={**two.provenance, "data": data})]))
+    frame, part = load_frame([one, two]), {"is_part": [False, True], "fingerprint": ["0" * 64, "1" * 64]}
+    refuse_mixed_rows(frame.assign(**part))  # of an older version, which recorded no dev rows
+    for facts in ({"fingerprint": part["fingerprint"]}, part | {"dev_fingerprint": part["fingerprint"]}):
+        with pytest.raises(UserError, match=r"reviews were made from different rows.*s1-.*s2-"):
+            refuse_mixed_rows(frame.assign(**facts))
 
 
 def test_the_papers_rows_average_to_what_it_prints():

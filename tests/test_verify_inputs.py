@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -10,9 +11,9 @@ from commands import lora
 from trained import ensure_record
 
 from lora.config.compose import compose_run
+from lora.data import read as reader
 from lora.errors import UserError
 from lora.records.record import adapter_path, read_record, record_path, write_record
-from lora.sweep import worker
 from lora.sweep.request import select_runs
 from lora.sweep.worker import usable_record, verify_inputs
 
@@ -43,10 +44,10 @@ def test_a_finished_run_is_trained_again_for_its_adapter_alone(tiny_overrides, t
     assert "its predictions differ from those of its record" in done.stderr
 
 
-def other_rows(glue_dir, tmp_path):
-    other = shutil.copytree(glue_dir, tmp_path / "other_glue")
-    lines = (other / "CoLA" / "train.tsv").read_text().splitlines()
-    (other / "CoLA" / "train.tsv").write_text("\n".join(lines[:-1]) + "\n")
+def other_rows(glue_dir, tmp_path, file="train.tsv"):
+    other = shutil.copytree(glue_dir, tmp_path / f"other_{file}")
+    lines = (other / "CoLA" / file).read_text().splitlines()
+    (other / "CoLA" / file).write_text("\n".join(lines[:-1]) + "\n")
     return other
 
 
@@ -95,17 +96,21 @@ def test_a_named_encoder_with_other_weights_is_refused(trained, tiny_overrides, 
         ensure_record(compose_run(named), mistakes_fail=False)
 
 
-def test_parts_of_a_split_are_compared_each_with_its_own(trained, tiny_overrides):
+def test_parts_of_a_split_share_the_dev_rows_alone(trained, tiny_overrides, glue_dir, tmp_path):
     _, record = trained
     asked = [o for o in tiny_overrides if not o.startswith("profile=")]
     parts = select_runs("small", [*asked, "experiment=null", "data.train_rows=9,12"])
     assert len(parts) == 2
-    verify_inputs(parts, [record], ())  # another part of the rows: nothing to compare
+    verify_inputs(parts, [record], ())
+    elsewhere = f"data.path={other_rows(glue_dir, tmp_path, 'dev.tsv')}"
+    (part, _) = select_runs("small", [*asked, elsewhere, "experiment=null", "data.train_rows=9,12"])
+    with pytest.raises(UserError, match=f"the dev rows of cola are not those that {record.run_id}"):
+        verify_inputs([part], [record], ())
 
 
 def test_a_single_run_on_other_rows_than_those_of_its_folder_is_refused(trained, tiny_overrides, monkeypatch):
     _, record = trained
-    monkeypatch.setattr(worker, "fingerprint", lambda config: "other rows")
+    monkeypatch.setattr(reader, "read", lambda *_: SimpleNamespace(fingerprint="other rows", dev_fingerprint=None))
     other = compose_run([*tiny_overrides, "train.epochs=1", "method=full"])
     with pytest.raises(UserError, match=f"the rows of cola are not those that {record.run_id}"):
         ensure_record(other, mistakes_fail=False)
@@ -133,8 +138,8 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     done, other = sorted(runs, key=lambda run: run.run_id != record.run_id)
     assert done.run_id == record.run_id
     reads = []
-    found = record.provenance["data"]["fingerprint"]
-    monkeypatch.setattr(worker, "fingerprint", lambda config: reads.append(1) or found)
+    prints = {"fingerprint": record.provenance["data"]["fingerprint"], "dev_fingerprint": None}
+    monkeypatch.setattr(reader, "read", lambda *_: reads.append(1) or SimpleNamespace(**prints))
     if is_refused:
         with pytest.raises(UserError, match="the revision of the rows of cola are not those"):
             verify_inputs([done], [record], ())
@@ -142,7 +147,7 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     verify_inputs([done], [record], ())
     assert not reads
     verify_inputs([other], [record], {other.run_id})
-    found = "other rows"
+    prints["fingerprint"] = "other rows"
     with pytest.raises(UserError, match="the rows of cola are not those"):
         verify_inputs([other], [record], {other.run_id})
     assert len(reads) == 2
@@ -157,3 +162,5 @@ def test_an_adapter_that_is_not_the_records_is_made_again(tiny_config):
     assert usable_record(config) is None
     ensure_record(config, mistakes_fail=False)
     assert path.read_bytes() == good
+    (path.parent / "adapter.json").unlink()
+    assert usable_record(config) is None

@@ -26,10 +26,9 @@ from lora.files import at_home, listing, read_object, write_atomically
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 from lora.models.modules import lasting
-from lora.records.record import ADAPTER, RunRecord, adapter_path
+from lora.records.record import ADAPTER, DESCRIPTION, RunRecord, adapter_path
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION = ADAPTER, "adapter.json"
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,14 @@ def pack(adapter: Adapter) -> dict[str, bytes]:
         adapter.base,
         adapter.origin,
         Contents(
-            WEIGHTS,
+            ADAPTER,
             hashlib.sha256(weights).hexdigest(),
             {name: tuple(tensor.shape) for name, tensor in tensors.items()},
             tuple(adapter.head),
         ),
     )
     content = {"format": FORMAT, **dataclasses.asdict(description)}
-    return {WEIGHTS: weights, DESCRIPTION: f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()}
+    return {ADAPTER: weights, DESCRIPTION: f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode()}
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,10 +137,10 @@ def read_adapter(folder: str | Path) -> Adapter:
     """
     folder = at_home(folder)
     description = describe(folder)
-    contents, path = description.contents, inside(folder, WEIGHTS)
+    contents, path = description.contents, inside(folder, ADAPTER)
     tensors, content = read_tensors(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    whole = contents.file == WEIGHTS and hashlib.sha256(content).hexdigest() == contents.sha256
+    whole = contents.file == ADAPTER and hashlib.sha256(content).hexdigest() == contents.sha256
     if not whole or shapes != contents.shapes or not set(contents.head) <= set(shapes):
         raise UserError(f"{path} is not the file that {DESCRIPTION} was written for: its hash or its tensors differ")
     try:

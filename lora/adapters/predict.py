@@ -12,11 +12,11 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
-import pandas as pd
 import torch
 import yaml
 from torch import nn
@@ -39,7 +39,8 @@ from lora.files import ROOT, at_home, write_atomically
 from lora.methods.configs import LoraConfig
 from lora.models.load import Encoder, load_encoder
 
-FORMS = {".csv": {}, ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE}}  # of an output, for pandas
+TSV = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+FORMS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": TSV}  # of an output, for csv.writer
 
 
 def task_of(adapter: Adapter, place: Path) -> Task:
@@ -139,15 +140,19 @@ def as_table(table: Table, new: dict[str, list[str]], rows: list[int], output: P
     def text(cell: Any) -> Any:
         return json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, dict | list | bool) else cell
 
-    # as objects: pandas makes floats of integers beside an empty cell
-    kept = pd.DataFrame({name: [*map(text, cells)] for name, cells in table.columns.items()}, dtype=object)
-    if taken := sorted({*kept} & {*new}):
+    if taken := sorted({*table.columns} & {*new}):
         raise UserError(f"{table.path} has a column {taken[0]}, which the output adds: rename it")
+    columns: dict[str, list[Any]] = {name: [*map(text, cells)] for name, cells in table.columns.items()}
+    for name, values in new.items():
+        columns[name] = [*map(dict(zip(rows, values, strict=True)).get, range(len(table)))]
+    lines: list[str] = []
+    # its lines end with CR LF, which makes it quote, or refuse, a lone CR too
+    writer = csv.writer(SimpleNamespace(write=lines.append), **FORMS[output.suffix.lower()])
     try:
-        whole = kept.join(pd.DataFrame(new, rows))
-        return whole.to_csv(index=False, lineterminator="\n", **FORMS[output.suffix.lower()]).encode()
+        writer.writerows([columns, *zip(*columns.values(), strict=True)])
     except csv.Error as error:
         raise UserError(f"{table.path} has tabs or line ends, which {output.name} cannot hold") from error
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode()
 
 
 def as_submission(logits: np.ndarray, task: Task) -> bytes:

@@ -11,6 +11,8 @@ import functools
 import hashlib
 import json
 import os
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +23,7 @@ from typing import Any, Literal
 from lora.checks import SettingsError, build
 from lora.config.rates import TUNING
 from lora.config.run import PlannedRun, RunConfig, RuntimeConfig, run_config
-from lora.config.select import place
+from lora.config.select import parse_words, place
 from lora.data.own_task import Kept, kept_facts, kept_tasks, make_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
@@ -192,7 +194,7 @@ def run_of(record: RunRecord, tasks: Mapping[str, Task]) -> PlannedRun | str:
     """The run that a record describes, or why this version does not know it."""
     task = tasks.get(record.config["task"])
     if task is None:
-        return f"{record.run_id} is of task {record.config['task']!r}, whose definition is not in the folder"
+        return f"{record.run_id} is of task {record.config['task']!r}, not defined here: launch it with task=FILE"
     try:
         config = run_config(record.config, task)
     except SettingsError as error:
@@ -343,3 +345,10 @@ def planned_tasks(results: str | Path) -> dict[str, Task]:
     places = {name: Path(folders[name]) if name in folders else task.folder for name, task in found.items()}
     known = {name: folder for name, folder in places.items() if folder is not None and folder.is_dir()}
     return {name: replace(task, folder=known.get(name)) for name, task in found.items()}
+
+
+def trained_by(folder: Path, profile: str, words: Sequence[str]) -> str:
+    """`COMMAND trains them`, of the runs that words ask for, or why no command does."""
+    if profile == "own" and not {*map(str, parse_words(words).get("task", planned_tasks(folder)))} - {*TASKS}:
+        return "a task of profile own is a file of yours, task=FILE"
+    return f"{shlex.join([sys.executable, '-m', 'lora', '-m', f'profile={profile}', *words])} trains them"

@@ -26,6 +26,7 @@ from lora.errors import UserError, first_line
 from lora.files import ROOT, at_home, read_object
 
 OF_CLASSES, OF_SCORES = ("accuracy", "f1", "macro_f1", "matthews"), ("pearson", "spearman")
+SMALLEST, LARGEST = float(np.finfo("f4").tiny), float(np.finfo("f4").max)  # of float32
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 FOLDER = "tasks"  # below a folder of results
 TASK_FILES = ROOT / "conf" / "tasks"  # not conf/task: that folder would make `task` a group of Hydra
@@ -63,8 +64,9 @@ class Definition:
             both = "neither" if labels is None else "both"
             problems.append(f"labels (of a classification) or range (of a regression) must be stated, got {both}")
         elif labels is None:
-            ordered = len(self.range) == 2 and 0 < self.range[1] - self.range[0] < math.inf
-            problems.check(ordered, "range", "[lowest, highest], finite numbers", self.range)
+            width = self.range[1] - self.range[0] if len(self.range) == 2 else math.nan
+            holds = width >= SMALLEST and max(width, *map(abs, self.range)) <= LARGEST
+            problems.check(holds, "range", "[lowest, highest], numbers that float32 can hold", self.range)
             problems.check(metric in OF_SCORES, "metric", f"{' or '.join(OF_SCORES)} with a range", metric)
         else:
             problems.check(len(labels) >= 2, "labels", "two or more words", labels)
@@ -152,10 +154,7 @@ def read_task(path: Path) -> Task:
     """
     definition, folder = read_definition(path), path.resolve().parent
     labels = {split: own_rows(definition, folder, split)["label"] for split in definition.files}
-    spread = None
-    if definition.range is not None:
-        width = definition.range[1] - definition.range[0]
-        spread = width * float(np.std(np.divide(labels["validation"], width)))  # squares of 1e200 overflow
+    spread = None if definition.range is None else float(np.std(labels["validation"]))
     kept = Kept(definition, {split: len(of_split) for split, of_split in labels.items()}, spread, str(folder))
     return make_task(definition_name(path), kept)
 

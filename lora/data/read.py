@@ -35,6 +35,7 @@ class TaskData:
         skipped: File -> number of skipped torn lines, for files that have any.
         revision: The commit that the hub served; None for other sources.
         fingerprint: SHA-256 of the texts and labels: equal rows have equal fingerprints, from every source.
+        dev_fingerprint: That of the validation splits alone, which every part of the train rows shares.
     """
 
     source: str
@@ -45,6 +46,7 @@ class TaskData:
     skipped: dict[str, int]
     revision: str | None
     fingerprint: str
+    dev_fingerprint: str
 
 
 def read(
@@ -87,9 +89,9 @@ def read(
         read_rows[split] = as_dataset(task, rows, subset(task, split, len(rows["label"]), train_rows))
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
-    return TaskData(
-        source, read_rows, counts, official, counts != official, skipped, commit, fingerprint(task, read_rows)
-    )
+    dev = {split: read_rows[split] for split in task.validation_splits if split in read_rows}
+    prints = fingerprint(task, read_rows), fingerprint(task, dev)
+    return TaskData(source, read_rows, counts, official, counts != official, skipped, commit, *prints)
 
 
 def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -86,10 +87,13 @@ def read_table(path: Path) -> Table:
 def read_cells(path: Path, **form: Any) -> tuple[list[str], list[list[str]]]:
     import pandas as pd  # half a second, and only for a user's table
 
+    text = path.read_bytes().decode("utf-8-sig")
+    if form:  # TSV: no quotes, so every CR LF ends a row
+        text = text.replace("\r\n", "\n")
+    if "\r\n" not in text and "\r" not in text.partition("\n")[0]:
+        form["lineterminator"] = "\n"  # else pandas ends a row at a lone CR too
     # header=None, because pandas would rename a column that occurs twice, and lets rows be longer than a header
-    cells = pd.read_csv(
-        path, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig", **form
-    )
+    cells = pd.read_csv(StringIO(text), header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, **form)
     rows = len(cells)
     while rows > 1 and not any(cells.loc[rows - 1]):  # blank lines at the end
         rows -= 1

@@ -17,12 +17,12 @@ from lora.records.record import RunRecord
 Compared = tuple[frozenset[tuple[str, ...]], str]  # pairs of run_ids, and the score: a column of `lora.report.runs`
 EXAMPLES, SUBSPACES, SWAP, SUBTRACTION = "examples.json", "subspaces.json", "swap.json", "subtraction.json"
 OWN_ROWS, ERRORS = "rows.json", "{task}.errors.csv"
-FILES = {  # file -> the field of records whose hashes it was made from, and the command that makes it
-    EXAMPLES: ("predictions", "analyse intervals"),
+FILES = {  # file -> the attribute of records whose hashes it was made from, and the command that makes it
+    EXAMPLES: ("scored", "analyse intervals"),
     SUBSPACES: ("adapter", "analyse subspaces"),
     SWAP: ("adapter", "analyse swaps"),
     SUBTRACTION: ("adapter", "analyse swaps"),
-    OWN_ROWS: ("predictions", "analyse rows"),
+    OWN_ROWS: ("scored", "analyse rows"),
 }
 
 
@@ -79,7 +79,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
         stale = sorted(run for run, digest in content["made_from"].items() if made.get(run, "") != digest)
         older = file == EXAMPLES and any("score" not in entry for entry in content["entries"])
         if stale or older:
-            origin = f"from another {of_record} of {', '.join(stale[:3])}" if stale else "by an older version"
+            origin = f"from another training of {', '.join(stale[:3])}" if stale else "by an older version"
             problems.append(f"analysis/{file} was made {origin}: rebuild it with python -m lora {command}")
         else:
             found[file] = content["entries"]
@@ -94,7 +94,7 @@ def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -
     """The content of an analysis file.
 
     Args:
-        made_from: run_id -> the hash that its record names.
+        made_from: run_id -> the hashes that its record names (`FILES`).
     """
     content = {"made_from": dict(sorted(made_from.items())), "entries": entries}
     return (json.dumps(content, allow_nan=False, separators=(",", ":")).replace("},{", "},\n{") + "\n").encode()

@@ -66,12 +66,12 @@ def with_collapsed(
         frame: `lora.records.record.load_frame` of the records.
         results: Folder with runs/ and predictions/.
         tasks: Name -> task, of the records.
-    Returns: The frame, with `collapsed` 1, 0, or NaN if the predictions were not kept; and a message per broken file.
+    Returns: The frame, with `collapsed` 1, 0, or NaN without predictions; and a message per missing or broken file.
     """
     constant: dict[str, dict[str, bool]] = {}
     problems = []
     for record in records:
-        if record.predictions is None or not predictions_path(results, record.run_id).exists():
+        if record.predictions is None:
             continue
         try:
             by_rule = dev_predictions(record, results)

@@ -53,8 +53,14 @@ class RunRecord:
     adapter: str | None = None
     schema: int = SCHEMA
 
+    @property
+    def scored(self) -> str:
+        """What its scores follow from: the hash of its predictions and, in newer records, that of its dev rows."""
+        data = (self.provenance or {}).get("data", {})
+        return " ".join(filter(None, (self.predictions, data.get("dev_fingerprint"))))
 
-ADAPTER = "adapter.safetensors"  # the tensor file in an adapter's folder
+
+ADAPTER, DESCRIPTION = "adapter.safetensors", "adapter.json"  # the files of an adapter's folder
 FIELDS = frozenset(f.name for f in dataclasses.fields(RunRecord))
 
 
@@ -128,7 +134,8 @@ FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
     *("best", "last", "split_half", "best_epoch", "last_loss", "lowest_loss"),
     *("trainable_method", "trainable_head", "total", "seconds", "step_ms", "checkpoint_bytes"),
-    *("is_part", "train_rows", "fingerprint", "device", "truncated", "rate_from", "rate_name"),
+    *("is_part", "train_rows", "fingerprint", "dev_fingerprint", "device"),
+    *("truncated", "rate_from", "rate_name"),
 )
 
 
@@ -175,6 +182,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "is_part": data["is_part"],
         "train_rows": data["rows"]["train"],
         "fingerprint": data["fingerprint"],
+        "dev_fingerprint": data.get("dev_fingerprint"),
         "device": record.provenance["device"],
         "truncated": sum(data["truncated"].values()) / sum(data["rows"].values()) if "truncated" in data else math.nan,
         "rate_from": config["runtime"].get("rate_from"),

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora.config.plan import LEARNING_RATE
+from lora.config.plan import LEARNING_RATE, trained_by
 from lora.config.run import RuntimeConfig
 from lora.config.select import PLACES, selecting
 from lora.errors import UserError
@@ -152,10 +152,9 @@ def main(arguments: argparse.Namespace) -> int:
     if not gathered.state.ok:
         known = (gathered.reference / gathered.profile).exists()
         shown = f"; python -m lora report {REFERENCE}/{gathered.profile} shows the committed ones" if known else ""
-        settings = [f"profile={gathered.profile}", *words]
-        settings += ["runtime.retry_failed=true"] if gathered.state.failed else []
-        trains = shlex.join([sys.executable, "-m", "lora", "-m", *settings])
-        raise UserError(f"{gathered.folder} holds no finished run of what was asked for: {trains} trains them{shown}")
+        again = ["runtime.retry_failed=true"] if gathered.state.failed else []
+        why = next(iter(report.problems), trained_by(gathered.folder, gathered.profile, [*words, *again]))
+        raise UserError(f"{gathered.folder} holds no finished run of what was asked for: {why}{shown}")
     if arguments.pages and (arguments.overrides or not gathered.is_reference):
         raise UserError(f"--pages writes the committed files: it takes {REFERENCE}/<profile>, and no overrides")
     written = arguments.pages or not gathered.is_reference

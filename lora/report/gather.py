@@ -24,6 +24,7 @@ from lora.config.plan import (
     read_launch,
     read_plan,
     run_of,
+    trained_by,
 )
 from lora.config.rates import FILE, TUNING, Rate, read_rates
 from lora.config.run import PlannedRun, run_config
@@ -156,8 +157,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     known, unknown = known_runs(plan, records, tasks)
     asked = select(known.values(), overrides)
     if known and not asked:
-        launch = shlex.join(["python", "-m", "lora", "-m", f"profile={profile}", *overrides])
-        raise UserError(f"none of the {len(known)} runs of {folder} has {' '.join(overrides)}: {launch} trains them")
+        none = f"none of the {len(known)} runs of {folder} has {' '.join(overrides)}"
+        raise UserError(f"{none}: {trained_by(folder, profile, overrides)}")
     by_tune = {run.run_id for run in known.values() if run.experiments == (TUNING,)}
     by_tune |= {r.run_id for r in records if r.config["runtime"].get("group") == TUNING and r.run_id not in plan.runs}
     expected = [run for run in asked if run.experiments and run.run_id not in by_tune]
@@ -173,6 +174,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     wanted = by_experiment(expected, parse_words(overrides).get("experiment"))
     parents = {run.parent for run in wanted["mnli_start"]}  # whose table does not show them
     listed = [(n, r) for n, runs in wanted.items() for r in runs if n != "mnli_start" or r.run_id not in parents]
+    listed.sort(key=lambda of_name: of_name[1].run_id not in ok)  # of two that are the same, a trained one
     named = {run.run_id for _, run in listed} | parents
     others = facts_of([(OWN, known[run_id]) for run_id in sorted(ok) if run_id not in named], dropped)
     every = with_records(placed(facts_of(listed, dropped), others), frame)
@@ -231,15 +233,17 @@ def placed(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
 
 
 def refuse_mixed_rows(frame: pd.DataFrame) -> None:
-    """Check that records of one task, on all train rows or on a part of one size, were made from the same rows."""
+    """Check that records of one task were made from the same dev rows, where they say so, and those on all train rows
+    or on a part of one size from the same train rows too."""
     asked = frame["train_rows"].where(frame["is_part"].eq(True), 0)
-    for (task, _), runs in frame.groupby([frame["task"], asked]):
-        if runs["fingerprint"].nunique() > 1:
-            by_rows = runs.drop_duplicates("fingerprint")["run_id"]
-            raise UserError(
-                f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
-                f"for a results folder of its own, add runtime.results=FOLDER"
-            )
+    for column, keys in (("fingerprint", [frame["task"], asked]), ("dev_fingerprint", ["task"])):
+        for (task, *_), runs in frame.dropna(subset=column).groupby(keys):
+            by_rows = runs.drop_duplicates(column)["run_id"]
+            if len(by_rows) > 1:
+                raise UserError(
+                    f"records of {task} were made from different rows, so they share no table: {', '.join(by_rows)}; "
+                    f"for a results folder of its own, add runtime.results=FOLDER"
+                )
 
 
 def run_here(record: RunRecord, gathered: Gathered) -> PlannedRun:

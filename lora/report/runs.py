@@ -8,6 +8,7 @@ name of its row;
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,19 +108,19 @@ def cell_key(row: Any) -> str:
 
 
 def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str] = ()) -> pd.DataFrame:
-    """What is known of runs before they are trained. `dropped`: settings that do not count."""
-    rows = []
+    """What is known of runs before they are trained; of several that are the same run on all rows, however these were
+    asked for, of the first. `dropped`: settings that do not count."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for experiment, run in expected:
-        named = {key: value for key, value in columns(run.config).items() if key not in dropped}
+        facts = {"experiment": experiment} | {name: getattr(run, name) for name in ("run_id", *FACTS)}
         if run.train_rows == run.task.official_rows["train"]:
-            named[ROWS] = "null"  # all rows, however they were asked for
-        facts = {"experiment": experiment, "run_id": run.run_id, "model": run.model, "protocol": run.protocol}
-        facts |= {"slug": run.slug, "method": run.method, "start": run.start, "seed": run.seed, "columns": named}
-        facts |= {"task": run.task.name, "metric": run.task.metric}
+            run = replace(run, config=replace(run.config, data=replace(run.config.data, train_rows=None)))
+        named = {key: value for key, value in columns(run.config).items() if key not in dropped}
+        facts |= {"task": run.task.name, "metric": run.task.metric, "columns": named}
         epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
         facts["terms"] = epochs, named[ROWS]
-        rows.append(facts)
-    return pd.DataFrame(rows, columns=["experiment", "run_id", *FACTS, "metric", "terms", "columns"])
+        rows.setdefault((experiment, run.run_id), facts)
+    return pd.DataFrame([*rows.values()], columns=["experiment", "run_id", *FACTS, "metric", "terms", "columns"])
 
 
 def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

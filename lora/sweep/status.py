@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import shlex
 import shutil
 import sys
 import time
@@ -13,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lora.config.plan import locked, outputs_here, read_plan, write_plan
-from lora.config.rates import TUNING
+from lora.config.plan import locked, outputs_here, read_plan, run_of, trained_by, write_plan
+from lora.config.rates import FILE, TUNING
 from lora.config.run import PlannedRun
 from lora.config.select import parse_words, place, select, selecting
+from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
 from lora.records.record import (
@@ -156,6 +156,9 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"{idle[0]} selects no runs, and --forget removes what is selected: leave it out")
         forget(folder, outputs, words, arguments.records)
         return
+    records = [] if read_plan(folder).runs else load_records(folder)[0]
+    if records and isinstance(why := run_of(records[0], TASKS), str):
+        raise UserError(f"{folder} has {counted(len(records), 'record')} and no plan: {why}")
     never = [] if read_plan(folder).runs else select_runs(name, words, measure="assumed")
 
     def asked() -> list[PlannedRun]:
@@ -166,7 +169,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     found = look()
     if not found:
-        raise UserError(f"no planned run of {folder} has {' '.join(words)}: {launches(name, words)} trains them")
+        raise UserError(f"no planned run of {folder} has {' '.join(words)}: {trained_by(folder, name, words)}")
     if arguments.watch and sys.stdout.isatty():
         watch(profile, look)
         return
@@ -175,24 +178,18 @@ def main(arguments: argparse.Namespace) -> None:
         print(json.dumps({"profile": profile, "launched": not never, "runs": runs}, indent=1))
         return
     print(text(profile, found))
-    others = set() if selecting(words) else {record.run_id for record in load_records(folder)[0]} - found.keys()
-    if others:
+    if not selecting(words) and (others := {record.run_id for record in load_records(folder)[0]} - found.keys()):
         print(f"{counted(len(others), 'other record')} in {folder}, which no launch asks for now")
     most = sum(most_seconds(run) for run in asked() if found[run.run_id] == RunStatus("waiting", None)) / 3600
     if most > 0:
         print(f"at most {most:,.1f} device hours for the unknown ones, at {TERAFLOPS} assumed TFLOP/s sustained")
     if never:
-        print(f"never launched: {launches(name, words)} trains these runs")
+        print(f"never launched: {trained_by(folder, name, words)}")
     elif not selecting(words):
         with suppress(UserError):  # a profile that needs a task
             more = {run.run_id for run in select_runs(name, [f"runtime.results={folder}"], True, "assumed")}
             if count := len(more - read_plan(folder).runs.keys()):
                 print(f"{counted(count, 'more run')} of the profile are not asked for")
-
-
-def launches(profile: str, words: Sequence[str]) -> str:
-    """The command of a launch."""
-    return shlex.join([sys.executable, "-m", "lora", "-m", f"profile={profile}", *words])
 
 
 def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> None:
@@ -202,8 +199,7 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
         words: Which runs (`lora.config.select`). Without a selection: all, and records that are not in the plan.
         finished: Whether to remove finished runs too, with their records, predictions and adapters.
     """
-    notes = read_notes(outputs)
-    if notes:
+    if notes := read_notes(outputs):
         raise UserError(f"{min(notes)} is being trained: wait for the sweep, or stop it, before runs are forgotten")
     with locked(folder) as plan:
         records = {record.run_id: record.status for record in load_records(folder)[0]}
@@ -218,3 +214,5 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
             shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
         write_plan(folder, replace(plan, runs={i: run for i, run in plan.runs.items() if i not in gone}))
     print(f"{counted(len(gone), 'run')} forgotten, {counted(len(chosen) - len(gone), 'run')} left of those selected")
+    if finished and (folder / FILE).exists():
+        print(f"{folder / FILE} still has the tuned rates: remove it if they were tuned on other rows")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lora.config.run import PlannedRun, RunConfig
 from lora.errors import DivergedError, UnfinishedError, UserError
 from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
 from lora.records.record import (
+    DESCRIPTION,
     RunRecord,
     adapter_path,
     checkpoint_path,
@@ -82,9 +84,9 @@ def usable_record(config: RunConfig) -> RunRecord | None:
 
 
 def has_adapter(record: RunRecord, outputs: str) -> bool:
-    """Whether the adapter that a record names is in a folder of outputs, unchanged."""
+    """Whether the adapter that a record names is in a folder of outputs, whole and unchanged."""
     path = adapter_path(outputs, record.run_id)
-    return path.exists() and hash_file(path) == record.adapter
+    return path.exists() and path.with_name(DESCRIPTION).exists() and hash_file(path) == record.adapter
 
 
 def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> RunRecord:
@@ -105,7 +107,8 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
         watchers.append(Tracked(config))
     if note is not None and not mistakes_fail:
         watchers.append(Display(run, note))
-        called.append(SweepOfOne(run))
+        planned = cache(lambda: add_to_plan(config.runtime.results, [run]))
+        called.append(lambda progress: planned())  # at the first step: a mistake in its settings has shown by then
     called, written = [*watchers, *called], None
     try:
         try:
@@ -129,18 +132,6 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
     finally:
         for watcher in watchers:
             watcher.end(written)
-
-
-class SweepOfOne:
-    """Adds a single run to the plan at its first step: a mistake in its settings has shown by then."""
-
-    def __init__(self, run: PlannedRun):
-        self.left = [run]
-
-    def __call__(self, progress: Any) -> None:
-        while self.left:
-            run = self.left.pop()
-            add_to_plan(run.config.runtime.results, [run])
 
 
 def write(run: PlannedRun, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
@@ -244,29 +235,34 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         todo: The run_ids to train, whose rows on the hub are read too.
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
-    asked: dict[tuple[str, int | None], RunConfig] = {}
-    rows: dict[tuple[str, int | None], str] = {}
+    asked: dict[str, RunConfig] = {}  # by task
+    rows: dict[tuple[str, int | str | None], str] = {}  # by task, and part of the train rows or "dev"
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     known = {run.run_id for run in runs}
     for run in sorted(runs, key=lambda run: run.run_id not in todo):
         config, model = run.config, run.config.model
         part = (config.task, config.data.train_rows)
-        asked.setdefault(part, config)
+        asked.setdefault(config.task, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
-            rows[part] = fingerprint(run)
+            from lora.data.read import read  # loads the datasets library
+
+            data = config.data
+            found = read(run.task, data.source, data.path, data.revision, data.train_rows)
+            rows[part], rows[config.task, "dev"] = found.fingerprint, found.dev_fingerprint
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
             refuse_longer(model.name, read_object(Path(where) / "config.json"), config.data.max_length)
     for record in records:
         task, data, name = record.config["task"], record.config["data"], record.config["model"]["name"]
-        config, made = asked.get((task, data["train_rows"])), record.provenance
-        if config is None or made is None:  # of another task or part of the rows; of a failed run
+        config, made = asked.get(task), record.provenance
+        if config is None or made is None:  # of another task; of a failed run
             continue
         on_hub = config.data.source == data["source"] == "hub"
         versions = peft_version() if record.run_id in known else None, made.get("peft", {}).get("version")
         model_files, tokenizer_files = weights.get(name, (None, None))
         for what, here, recorded in (
+            (f"dev rows of {task}", rows.get((task, "dev")), made["data"].get("dev_fingerprint")),
             (f"rows of {task}", rows.get((task, data["train_rows"])), made["data"]["fingerprint"]),
             (f"revision of the rows of {task}", config.data.revision if on_hub else None, data["revision"]),
             (f"weights of {name}", model_files, made["weights"]),
@@ -286,11 +282,3 @@ def peft_version() -> str | None:
     with suppress(PackageNotFoundError):
         return version("peft")
     return None
-
-
-def fingerprint(run: PlannedRun) -> str:
-    """The fingerprint of the rows that a run is trained and evaluated on."""
-    from lora.data.read import read  # loads the datasets library
-
-    data = run.config.data
-    return read(run.task, data.source, data.path, data.revision, data.train_rows).fingerprint

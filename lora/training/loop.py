@@ -34,7 +34,7 @@ from lora.training.evaluation import evaluate, predict, select, selecting_split,
 from lora.training.step import MicroBatch, micro_batches, prepare_step
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
-RECORDED = ("source", "rows", "official_rows", "is_part", "skipped", "fingerprint")  # of the data
+RECORDED = ("source", "rows", "official_rows", "is_part", "skipped", "fingerprint", "dev_fingerprint")  # of the data
 FINITE_CHECK_STEPS = 16  # reading the loss after every step would stall a GPU
 
 

@@ -146,12 +146,10 @@ def write(report: Report, labels: Mapping[str, np.ndarray]) -> int:
     if not entries:
         return 0
     path = gathered.folder / "analysis" / EXAMPLES
-    hashes = {record.run_id: record.predictions for record in load_records(gathered.folder)[0]}
-    if path.exists():  # it may have other tasks, of records that are still the same
-        earlier = read_object(path)
-        if earlier["made_from"].items() <= hashes.items():
-            kept = [one for one in earlier["entries"] if "score" in one and not labels.keys() >= {*one["tasks"]}]
-            entries = [*kept, *entries]
+    hashes = {record.run_id: record.scored for record in load_records(gathered.folder)[0]}
+    if path.exists() and (earlier := read_object(path))["made_from"].items() <= hashes.items():
+        kept = [one for one in earlier["entries"] if "score" in one and not labels.keys() >= {*one["tasks"]}]
+        entries = [*kept, *entries]  # on other tasks, of records that are still the same
     made_from = {run_id: hashes[run_id] for entry in entries for pair in entry["pairs"] for run_id in pair}
     write_atomically(path, analysis_json(made_from, entries))
     return len(entries)

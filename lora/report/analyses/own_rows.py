@@ -31,7 +31,7 @@ from lora.report.gather import options as options
 from lora.report.runs import MAIN
 from lora.report.stats import LEVEL
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regression, 1 / alpha of ridge
+STRENGTHS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regression, 1 / alpha of ridge
 FOLDS = 5
 Predictions = Mapping[str, Sequence[np.ndarray]]  # label of a method -> the dev predictions of each run
 
@@ -63,7 +63,7 @@ def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequ
         model = model if len(np.unique(labels)) == 2 else LogisticRegression(max_iter=1000)
         most = int(np.unique(labels, return_counts=True)[1].min())
     else:
-        model, grid, folds = Ridge(), {"alpha": [1 / strength for strength in STRENGTHS]}, KFold
+        model, grid, folds = Ridge(), {"alpha": tuple(1 / strength for strength in STRENGTHS)}, KFold
         most = len(labels)
     if most < 2:  # a class with one row is in no fold's train and test rows
         return model.fit(seen, labels).predict(shown), 1.0
@@ -140,7 +140,7 @@ def analyse(gathered: Gathered) -> int:
             predicted = dev_predictions(record, gathered.folder)["best"]
             check(record, task.metric, predicted, true)
             predictions.setdefault(row.label, []).append(predicted)
-            made_from[row.run_id] = record.predictions
+            made_from[row.run_id] = record.scored
         table = error_rows(task, data, predictions).to_csv(index=False, lineterminator="\n")
         write_atomically(gathered.folder / "analysis" / ERRORS.format(task=name), table.encode())
         classes = by_class(task, true, predictions) if task.labels else []
