@@ -18,9 +18,10 @@ from lora.config.compose import compose_run
 from lora.config.labels import labels
 from lora.config.plan import add_to_plan
 from lora.config.rates import Rate, write_rates
-from lora.files import ROOT
-from lora.records.analysis import Analyses, compared
+from lora.files import ROOT, write_atomically
+from lora.records.analysis import EXAMPLES, OWN_ROWS, Analyses, analysis_json, compared
 from lora.records.record import write_record
+from lora.report.analyses.dev_intervals import comparisons
 from lora.report.build import build
 from lora.report.command import print_sweep
 from lora.report.comparisons import answers, origins_of, pairs_table, rates_table
@@ -30,6 +31,7 @@ from lora.report.stats import all_pairs
 from lora.report.terminal import markdown
 from lora.sweep.request import select_runs
 
+BASELINES = ("Most frequent class", "TF-IDF, logistic regression (strength 1)")
 FIXED = ["train.precision=fp32", "train.kernels=stock"]
 
 
@@ -82,10 +84,17 @@ def test_the_readmes_task_gives_the_output_that_the_readme_shows(tmp_path, monke
     one = compose_run([asked[0], "profile=own", "rates=null"])
     names = (one.model.name, one.protocol, one.task)
     write_rates(rates, [Rate(*names, method, 3e-3, (0,), tried) for method in ("full", "houlsby", "lora")])
-    points = {"full": [0] * 5, "lora": [-3, 1, -2, 2, -1.5], "houlsby": [-4, -5, -4, -5, -4.3]}
+    points = {"full": [0] * 5, "lora": [-3, 1, -2, 2, -3], "houlsby": [-4, 2, -1, -3, 0]}
     populate(tmp_path / "own", "own", asked, lambda run: 0.835 + points[run.method][run.seed - 1] / 100)
+    report, ends = build("own", asked, tmp_path), {"examples_low": -4.0, "examples_high": 4.0}
+    ends |= {"tasks": [one.task], "both_low": -4.0, "both_high": 4.0}
+    pairs = [{"pairs": sorted(runs), "score": score, **ends} for runs, score in comparisons(report)]
+    lines = [{"name": name, "value": 50.0, "low": 43.0, "high": 57.0} for name in BASELINES]
+    rows = {"task": one.task, "rows": [200, 200], "classes": {}, "repeated": 0, "in_train": []}
+    for file, entries in ((EXAMPLES, pairs), (OWN_ROWS, [rows | {"baselines": lines, "methods": []}])):
+        write_atomically(tmp_path / "own" / "analysis" / file, analysis_json({}, entries))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "125")
     print_sweep("own", [f"runtime.results={tmp_path / 'own'}", asked[1]], brief=True)
 
     def form(text: str) -> str:
