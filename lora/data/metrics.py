@@ -8,6 +8,13 @@ from functools import partial
 import numpy as np
 import scipy
 
+LOWER = ", lower is better"  # ends the name of such a metric
+
+
+def better(metric: str) -> int:
+    """1, or -1 if lower is better: the factor by which higher scores are better."""
+    return -1 if metric.endswith(LOWER) else 1
+
 
 def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """Metrics of one split, as fractions, those of classes by scikit-learn; None for one that is undefined there.

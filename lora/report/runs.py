@@ -64,7 +64,7 @@ def task_title(task: str) -> str:
 def task_labels(runs: pd.DataFrame) -> dict[str, str]:
     """Task -> `CoLA (Matthews)`, in the tables' order. `runs`: any frame with the columns task and metric."""
     metrics = dict(zip(runs["task"], runs["metric"], strict=True))
-    return {task: f"{task_title(task)} ({METRIC_SHORT[metrics[task]]})" for task in in_order(runs)}
+    return {task: f"{task_title(task)} ({METRIC_SHORT.get(metrics[task], metrics[task])})" for task in in_order(runs)}
 
 
 def adapted(row: Any) -> tuple[str, int]:
