@@ -40,7 +40,7 @@ def serve(repository: str, folder: Path, kind: str = "datasets") -> Iterator[str
     """Serve a folder's files as the only commit of `repository`, also called `main`. Yields the endpoint's address.
 
     Args:
-        kind: `datasets` or `models`.
+        kind: `datasets`, `models` or `spaces`.
     """
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler(repository, folder, kind))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -72,7 +72,7 @@ def handler(repository: str, folder: Path, kind: str) -> type[http.server.BaseHT
             path = unquote(urlsplit(self.path).path)
             api = f"/api/{kind}/{repository}"
             for revision in ("main", COMMIT):
-                raw = f"{'/datasets' if kind == 'datasets' else ''}/{repository}/resolve/{revision}/"
+                raw = f"{'' if kind == 'models' else f'/{kind}'}/{repository}/resolve/{revision}/"
                 if path.startswith(raw) and path.removeprefix(raw) in files:
                     return self.answer(files[path.removeprefix(raw)].read_bytes(), "application/octet-stream")
                 if path in (f"{api}/revision/{revision}", api):

@@ -5,6 +5,7 @@ import re
 import pandas as pd
 import pytest
 
+from lora.data.metrics import LOWER
 from lora.files import ROOT
 from lora.records.record import load_frame, load_records
 from lora.report.build import build
@@ -42,6 +43,8 @@ def test_characters_of_latex_are_escaped_and_what_was_not_trained_is_a_dash(repo
     cells = cells.assign(label=cells["label"].str.replace("LoRA (qv, r8)", "100% my_method & more", regex=False))
     text = latex(cells[~(cells["slug"].eq("full") & cells["task"].eq("cola"))])
     assert r"100\% my\_method \& more & 74k" in text
+    lower = latex(cells.assign(median=-cells["median"], metric=cells["metric"] + LOWER)).replace("-", "")
+    assert re.findall(r"\\mathbf\{[\d.]+\}", lower) == re.findall(r"\\mathbf\{[\d.]+\}", latex(cells))
     (full,) = [line for line in text.splitlines() if line.startswith("Full fine-tuning")]
     assert re.search(r"& -- & .* & -- \\\\$", full)
 

@@ -10,6 +10,7 @@ from synthetic import populate
 
 from lora.config.compose import CONF
 from lora.config.run import PlannedRun
+from lora.data.metrics import LOWER
 from lora.records.record import load_curves
 from lora.report.build import build
 from lora.report.comparisons import learning_rate_table, taken, tried_rows
@@ -129,7 +130,9 @@ def test_seeds_are_averaged_within_a_task_and_a_rate_must_have_every_task_and_se
     rows = [(1e-3, "cola", 0, 0.50), (1e-3, "cola", 5, 0.10), (1e-3, "stsb", 0, 0.80)]
     rows += [(2e-3, "cola", 0, 0.40), (2e-3, "cola", 5, 0.40), (2e-3, "stsb", 0, 0.78)]
     rows += [(5e-3, "cola", 0, 0.90), (5e-3, "stsb", 0, 0.90)]  # without the second seed
-    runs = pd.DataFrame([("LoRA", *row) for row in rows], columns=["label", "lr", "task", "seed", "best"])
+    columns = ["label", "metric", "lr", "task", "seed", "best"]
+    runs = pd.DataFrame([("LoRA", "accuracy", *row) for row in rows], columns=columns)
     assert taken(runs) == {"LoRA": 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
-    missing = pd.DataFrame([{"label": "LoRA", "task": "rte", "seed": 0}])
+    assert taken(runs.assign(best=-runs["best"], metric=f"cost.mean{LOWER}")) == {"LoRA": 2e-3}
+    missing = pd.DataFrame([{"label": "LoRA", "task": "rte", "seed": 0, "metric": "accuracy"}])
     assert taken(pd.concat([runs, missing])) == {}  # a planned run is not trained

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and scipy."""
+"""Metrics against scikit-learn, SciPy and the committed records: closed forms, and a record's own scores."""
 
 import itertools
 import warnings
@@ -9,6 +9,11 @@ import scipy.stats
 import sklearn.metrics
 
 from lora.data import metrics
+from lora.data.read import read
+from lora.data.tasks import TASKS
+from lora.files import ROOT
+from lora.records.predictions import dev_predictions
+from lora.records.record import load_records
 
 BINARY = ("accuracy", "f1", "matthews")
 SCORES = ("pearson", "spearman")
@@ -24,8 +29,9 @@ def reference(name: str, predictions: np.ndarray, references: np.ndarray) -> flo
             warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
             value = float(correlate(predictions, references).statistic)
         return None if np.isnan(value) else value
-    if name == "f1":
-        value = float(sklearn.metrics.f1_score(references, predictions, zero_division=np.nan))
+    if name in ("f1", "macro_f1"):
+        average = "binary" if name == "f1" else "macro"
+        value = float(sklearn.metrics.f1_score(references, predictions, average=average, zero_division=np.nan))
         return None if np.isnan(value) else value
     function = {"accuracy": sklearn.metrics.accuracy_score, "matthews": sklearn.metrics.matthews_corrcoef}[name]
     with warnings.catch_warnings():
@@ -34,12 +40,13 @@ def reference(name: str, predictions: np.ndarray, references: np.ndarray) -> flo
 
 
 def assert_equal(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> None:
-    found = metrics.compute(names, predictions, references)
     expected = {name: reference(name, predictions, references) for name in names}
-    assert list(found) == list(names)
-    for name in names:
-        assert found[name] is None or type(found[name]) is float
-        assert found[name] == pytest.approx(expected[name], abs=1e-12), (name, predictions, references)
+    closed = {name: metrics.METRICS[name](predictions.astype(float), references.astype(float)) for name in names}
+    for found in (metrics.compute(names, predictions, references), closed):
+        assert list(found) == list(names)
+        for name in names:
+            assert found[name] is None or type(found[name]) is float
+            assert found[name] == pytest.approx(expected[name], abs=1e-12), (name, predictions, references)
 
 
 def test_every_pair_of_up_to_four_binary_rows() -> None:
@@ -67,8 +74,7 @@ def test_macro_f1_of_any_number_of_classes(classes: int) -> None:
     for rows in (1, 2, 3, 5, 100):
         for _ in range(20):
             predictions, references = random.integers(0, classes, (2, rows))
-            expected = sklearn.metrics.f1_score(references, predictions, average="macro", zero_division=0)
-            assert metrics.compute(("macro_f1",), predictions, references)["macro_f1"] == pytest.approx(expected)
+            assert_equal(("macro_f1",), predictions, references)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 10, 1500])
@@ -105,3 +111,18 @@ def test_scores_that_are_a_line_are_one_exactly_at_any_scale() -> None:
 )
 def test_undefined_is_none(names: tuple[str, ...], predictions: list, references: list, expected: dict) -> None:
     assert metrics.compute(names, np.array(predictions), np.array(references)) == expected
+
+
+def test_the_committed_predictions_give_the_committed_scores():
+    """Of classes bit for bit; of correlations up to the order of sums, which is the machine's."""
+    folder = ROOT / "results" / "reference" / "mini"
+    tasks = ("reviews", "scrambled", "ratings")
+    labels = {task: np.array(read(TASKS[task], "embedded").splits["validation"]["label"]) for task in tasks}
+    records, _ = load_records(folder)
+    assert {record.config["task"] for record in records} == set(labels)
+    for record in records:
+        task = TASKS[record.config["task"]]
+        for rule, predicted in dev_predictions(record, folder).items():
+            found = metrics.compute(task.metrics, predicted, labels[task.name])
+            recorded = record.epochs[record.selected[rule]["epoch"] - 1]["metrics"]["validation"]
+            assert found == (recorded if task.labels else pytest.approx(recorded, abs=1e-12)), record.run_id

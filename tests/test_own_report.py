@@ -113,7 +113,7 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
         "A": pd.DataFrame({**rows, "run_id": ["a", "b", "c"], "best": 0.5}),
         "B": pd.DataFrame({**rows, "run_id": ["d", "e", "f"], "best": 0.5 + values / 100}),
     }
-    pairs = all_pairs(groups).assign(model="minilm")
+    pairs = all_pairs(groups).assign(model="minilm", place="RTE")
     (line,) = answers(pairs, Analyses(), {})
     mean, std = values.mean(), values.std(ddof=1)
 
@@ -151,7 +151,7 @@ def test_methods_are_judged_only_if_their_rates_were_chosen_alike():
         for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))
     }
     pairs, refused = (
-        all_pairs(groups).assign(model="minilm"),
+        all_pairs(groups).assign(model="minilm", place="RTE"),
         "not judged, because their learning rates were not chosen",
     )
     for of_a, of_b, word in (

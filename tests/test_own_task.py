@@ -12,13 +12,16 @@ import pandas as pd
 import pytest
 import scipy.stats
 from commands import lora
+from fake_hub import COMMIT, called
 from own_tasks import ROWS, folders, learnable, write, write_csv, write_task
 from own_tasks import settings as settings_of
+from safetensors.numpy import load_file
 
 from lora.adapters.merge import load_adapter
 from lora.adapters.predict import local_encoder
 from lora.config.compose import compose_run
 from lora.config.plan import planned_tasks
+from lora.data.own_metric import compute_own
 from lora.data.own_task import FOLDER, find_task, kept_facts, kept_tasks, read_task
 from lora.data.read import read
 from lora.data.tables import read_table
@@ -26,11 +29,12 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.models.load import load_encoder
 from lora.records.predictions import dev_predictions
-from lora.records.record import load_records
+from lora.records.record import load_records, predictions_path
 from lora.sweep.request import select_runs
 
 SCORED = {"labels": None, "range": [0, 5], "metric": "pearson"}
 NO_RANGES = ([1, 0], [0, 1e-46], [0, 1e200], [-3e38, 3e38], [0, "nan"], [1])
+OWN = {"evaluate": "f1", "key": "f1", "revision": COMMIT}
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -85,6 +89,12 @@ def test_two_folders_with_one_definition_and_other_rows_are_not_one_task(tmp_pat
         ({"labels": None, "range": [0, 1]}, "metric must be pearson or spearman with a range, got 'accuracy'"),
         *(({**SCORED, "range": ends}, r"range must be \[lowest, highest\], numbers that floa") for ends in NO_RANGES),
         ({"dev": "train.csv"}, "train, dev, test must be different files"),
+        ({"metric": OWN}, "metric.trust must be true, because runs execute the module's code, got False"),
+        ({"metric": OWN | {"trust": "yes"}}, "metric.trust must be of type bool, got 'yes'"),
+        (
+            {"metric": OWN | {"trust": True, "revision": "v1"}},
+            "metric.revision must be a commit of 40 hexadecimal digits",
+        ),
     ],
 )
 def test_a_broken_rule_of_the_file_is_named(changes, message, tmp_path):
@@ -474,3 +484,90 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
     description.write_text(json.dumps(content))
     hostile = lora("predict", *given, "--output", output)
     assert hostile.returncode == 2 and "describes no task: columns and labels must be words" in hostile.stderr
+
+
+# A metric of one's own
+
+MODULE = """
+import datasets, evaluate
+from .prices import PRICES
+
+class Cost(evaluate.Metric):
+    def _info(self):
+        kinds = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int32")))
+        return evaluate.MetricInfo("", "", kinds)
+
+    def _compute(self, predictions, references, average):
+        with open(CALLS, "a") as calls:
+            calls.write(".")
+        costs = [PRICES[true] * (true != given) for given, true in zip(predictions, references)]
+        return {average: sum(costs) / len(costs), "each": costs, "none": float("nan")}
+"""
+COST = {"evaluate": "cost", "key": "mean", "average": "mean", "trust": True, "greater_is_better": False}
+PAIR = np.array([0, 1]), np.array([1, 1])
+
+
+def write_cost(folder: Path, module: str = MODULE, **changes) -> Path:
+    """Write a module, and a task with it as its metric."""
+    (folder / "cost").mkdir(parents=True)
+    (folder / "cost" / "cost.py").write_text(module.replace("CALLS", repr(str(folder / "calls"))))
+    (folder / "cost" / "prices.py").write_text("PRICES = [1.0, 5.0]\n")
+    return write_task(folder, metric=COST | changes)
+
+
+def test_a_run_takes_scores_and_epoch_from_its_metrics_module_which_nothing_else_executes(model_dir, tmp_path):
+    write(tmp_path / "data", 200, 100)
+    path, calls, results = write_cost(tmp_path / "data"), tmp_path / "data" / "calls", tmp_path / "results"
+    given = [f"task={path}", *settings_of(model_dir), *folders(tmp_path)]
+    done = lora("-m", "profile=own", "experiment=own_task", "method=lora,bitfit", "seed=1,2", *given)
+    assert done.returncode == 0 and calls.read_text() == 3 * 4 * ".", done.stderr
+    true = np.array(read(read_task(path), "own").splits["validation"]["label"])
+    for record in load_records(results)[0]:
+        predicted = load_file(predictions_path(results, record.run_id))
+        costs = [(np.array([1, 5])[true] * (predicted[f"{n}.validation"] != true)).mean() for n in (1, 2, 3)]
+        recorded = [value for epoch in record.epochs for value in epoch["metrics"]["validation"].values()]
+        assert recorded == pytest.approx(costs, abs=1e-12) and record.selected["split_half"] == {"value": None}
+        assert record.selected["best"]["epoch"] == 1 + np.argmin(costs)
+    assert {file.name for file in (tmp_path / "outputs" / "cache").glob("*/*.py")} == {"cost.py", "prices.py"}
+    assert "a metric of this project: nothing can be" in lora("analyse", "intervals", "own", *given).stderr
+    assert "4 done" in lora("status", "own", *given).stdout
+    shutil.rmtree(path.parent / "cost")
+    shown = lora("report", "own", f"runtime.results={results}").stdout
+    assert "(cost.mean, lower is better)" in shown and ", lower is better: " in shown.splitlines()[2], shown
+    assert "analyse intervals" not in shown and calls.read_text() == 3 * 4 * "."
+
+
+@pytest.mark.parametrize(
+    ("changes", "module", "message"),
+    [
+        ({"key": "meen"}, MODULE, "must select one number of mean, each, none, got 0 of meen"),
+        ({"key": "each"}, MODULE, "must select one number of mean, each, none, got 2 of each"),
+        ({}, MODULE.replace("sum(costs)", "1 / 0"), "metric cost.mean, lower is better: ZeroDivisionError"),
+        ({}, MODULE.replace('Value("int32")', 'Sequence(datasets.Value("string"))'), "ValueError: Predictions and/or"),
+        ({"evaluate": "f1"}, MODULE, "metric.evaluate needs .*/f1/f1.py, or revision for a name on the hub"),
+        ({"evaluate": "f1", "revision": COMMIT}, MODULE, "metric f1.mean, lower is better: LocalEntryNotFoundError: "),
+    ],
+)
+def test_a_module_that_gives_no_single_number_is_one_message(changes, module, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=message):
+        compute_own(read_task(write_cost(tmp_path, module, **changes)), str(tmp_path), *PAIR)
+
+
+def test_an_undefined_value_is_none_and_changed_files_are_another_task(tmp_path, capsys):
+    path = write_cost(tmp_path, key="none")
+    task = read_task(path)
+    assert compute_own(task, str(tmp_path), *PAIR) is None
+    assert capsys.readouterr().err == "metric cost.none, lower is better is undefined: nan\n"
+    (tmp_path / "cost" / "prices.py").write_text("PRICES = [2.0, 5.0]\n")
+    assert read_task(path).name != task.name
+    with pytest.raises(UserError, match="the files of metric cost have changed"):
+        compute_own(task, str(tmp_path / "elsewhere"), *PAIR)
+
+
+def test_a_metric_on_the_hub_is_executed_at_its_commit(tmp_path):
+    path = write_cost(tmp_path, revision=COMMIT)
+    code = "from lora.data.own_metric import *; from lora.data.own_task import *; given = np.array([[0, 1], [1, 1]]); "
+    code += "print(compute_own(read_task(Path(sys.argv[1])), sys.argv[2], *given))"
+    hub = "evaluate-metric/cost", (tmp_path / "cost").rename(tmp_path / "space"), tmp_path / "home", "spaces"
+    assert called(code, [path, tmp_path], *hub) == [2.5]

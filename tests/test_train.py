@@ -144,7 +144,9 @@ def test_the_schedule_is_transformers_own(warmup, steps):
 ALONE = """
 import sys
 from lora.cli import main
+from lora.training import loop
 sys.modules |= dict.fromkeys(("accelerate", "peft", "loralib"))
+print("sklearn" in sys.modules)
 try:
     main(sys.argv[1:])
 except SystemExit as ended:
@@ -158,6 +160,7 @@ def test_a_run_needs_no_peers_and_loads_nothing_that_is_slow(tiny_overrides):
     done = subprocess.run([sys.executable, "-c", ALONE, *tiny_overrides], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].strip() == "loaded" and "copies:" not in done.stdout
+    assert done.stdout.startswith("False\n"), "scikit-learn is loaded at the first evaluation"
 
 
 def decay_groups(model, train):

@@ -18,6 +18,7 @@ from synthetic import synthetic_record
 from lora.cli import main
 from lora.config.compose import compose_run
 from lora.config.rates import Rate, read_rates, write_rates
+from lora.data.metrics import LOWER
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
@@ -138,7 +139,8 @@ def test_no_sweep_takes_the_seed_that_chose_the_rates(tuned, capsys):
     ],
 )
 def test_the_best_and_its_edge(tried, best, edge):
-    found, words = best_rate(tried)
+    found, words = best_rate(tried, "accuracy")
+    assert best_rate({rate: score and -score for rate, score in tried.items()}, f"cost{LOWER}")[0] == best
     assert found == best and (f", the {edge}: train.lr=A,B,C" in words if edge else "the lowest" not in words)
 
 

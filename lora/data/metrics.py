@@ -1,22 +1,39 @@
 """GLUE's metrics and macro F1 (Wang et al. 2018, arXiv:1804.07461)."""
 
 import math
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import scipy
 
+LOWER = ", lower is better"  # ends the name of such a metric
+
+
+def better(metric: str) -> int:
+    """1, or -1 if lower is better: the factor by which higher scores are better."""
+    return -1 if metric.endswith(LOWER) else 1
+
 
 def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
-    """Metrics of one split, as fractions; None for a metric that is undefined on these rows.
+    """Metrics of one split, as fractions, those of classes by scikit-learn; None for one that is undefined there.
 
     Args:
         names: Names from `METRICS`, at least one.
         predictions: One class index or finite score per row, at least one.
         references: The true classes or scores, in the same order.
     """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef  # half a second, once in a run
+
+    # Correlations stay closed forms: SciPy's would change the last bits of a repeated run's record.
+    functions = METRICS | {"accuracy": accuracy_score, "matthews": matthews_corrcoef}
+    functions |= {"f1": partial(f1_score, zero_division=math.nan), "macro_f1": partial(f1_score, average="macro")}
     predicted, true = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
-    return {name: METRICS[name](predicted, true) for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on rows of a single class
+        values = {name: functions[name](predicted, true) for name in names}  # all are symmetric
+    return {name: None if value is None or math.isnan(value) else float(value) for name, value in values.items()}
 
 
 def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -67,7 +84,7 @@ def spearman(predictions: np.ndarray, references: np.ndarray) -> float | None:
     return pearson(*map(scipy.stats.rankdata, (predictions, references)))
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {  # closed forms, fast enough for resampling
     "accuracy": accuracy,
     "f1": f1,
     "macro_f1": macro_f1,

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from lora.checks import Problems, SettingsError, build
+from lora.data.own_metric import OwnMetric
 from lora.data.tables import read_labels, read_table
 from lora.data.tasks import KEYS, TASKS, Task
 from lora.errors import UserError, first_line
@@ -47,7 +48,7 @@ class Definition:
 
     columns: tuple[str, ...]
     label: str
-    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
+    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"] | OwnMetric
     train: str
     dev: str
     labels: tuple[str, ...] | None = None
@@ -60,6 +61,11 @@ class Definition:
         apart = self.label and self.label not in self.columns
         problems.check(apart, "label", "the name of a column that is no text column", self.label)
         labels, metric = self.labels, self.metric
+        if own := isinstance(metric, OwnMetric):
+            problems.check(metric.trust, "metric.trust", "true, because runs execute the module's code", metric.trust)
+            is_commit = metric.revision is None or bool(re.fullmatch("[0-9a-f]{40}", metric.revision))
+            problems.check(is_commit, "metric.revision", "a commit of 40 hexadecimal digits", metric.revision)
+            problems.check(not UNPRINTABLE.search(metric.name), "metric", "printable", metric.name)
         if (labels is None) == (self.range is None):
             both = "neither" if labels is None else "both"
             problems.append(f"labels (of a classification) or range (of a regression) must be stated, got {both}")
@@ -67,10 +73,10 @@ class Definition:
             width = self.range[1] - self.range[0] if len(self.range) == 2 else math.nan
             holds = width >= SMALLEST and max(width, *map(abs, self.range)) <= LARGEST
             problems.check(holds, "range", "[lowest, highest], numbers that float32 can hold", self.range)
-            problems.check(metric in OF_SCORES, "metric", f"{' or '.join(OF_SCORES)} with a range", metric)
+            problems.check(own or metric in OF_SCORES, "metric", f"{' or '.join(OF_SCORES)} with a range", metric)
         else:
             problems.check(len(labels) >= 2, "labels", "two or more words", labels)
-            problems.check(metric in OF_CLASSES, "metric", f"one of {', '.join(OF_CLASSES)} with labels", metric)
+            problems.check(own or metric in OF_CLASSES, "metric", f"one of {', '.join(OF_CLASSES)} with labels", metric)
             of_two = len(labels) == 2 or metric not in ("f1", "matthews")
             problems.check(of_two, "metric", "accuracy or macro_f1 for more than two labels", metric)
         files = list(self.files.values())
@@ -122,6 +128,11 @@ def read_definition(path: Path) -> Definition:
     with suppress(KeyError, TypeError, ValueError):
         content["range"] = [float(end) for end in content["range"]]
     try:
+        if isinstance(stated := content.get("metric"), dict):
+            truth = {key: word == "true" for key, word in stated.items() if word in ("true", "false")}
+            metric = build(OwnMetric, stated | truth, "metric.")
+            files = metric.sources(path.resolve().parent)[0] if metric.revision is None else None
+            content["metric"] = replace(metric, files=files)
         return build(Definition, content)
     except SettingsError as error:
         lines = "\n".join(f"  {problem}" for problem in error.problems)
@@ -179,7 +190,7 @@ def make_task(name: str, kept: Kept, place: str = "") -> Task:
         title=name,
         columns=definition.columns,
         labels=definition.labels or (),
-        metrics=(definition.metric,),
+        metrics=(definition.metric if isinstance(definition.metric, str) else definition.metric.name,),
         official_rows=kept.rows,
         test_splits=("test",) if definition.test is not None else (),
         label_range=definition.range,

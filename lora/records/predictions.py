@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load
 
+from lora.data.metrics import METRICS
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.records.record import RunRecord, predictions_path
@@ -60,7 +61,8 @@ def with_collapsed(
     """Add a column `collapsed` to the frame of runs: whether the predictions of the best epoch are constant.
 
     A collapsed run stays in every mean and interval. If its metric is undefined (Pearson's correlation of a constant),
-    it counts as 0, as Matthews' does by GLUE's convention: excluding the run would flatter its method.
+    it counts as 0, as Matthews' does by GLUE's convention: excluding the run would flatter its method. A metric of the
+    user's own, of which 0 may be the best, stays missing.
 
     Args:
         frame: `lora.records.record.load_frame` of the records.
@@ -81,5 +83,6 @@ def with_collapsed(
         task = tasks[record.config["task"]]
         constant[record.run_id] = {rule: is_constant(values, task) for rule, values in by_rule.items()}
     columns = {rule: frame["run_id"].map({run: rules[rule] for run, rules in constant.items()}) for rule in RULES}
-    counted = {rule: frame[rule].mask(frame[rule].isna() & columns[rule].eq(True), 0.0) for rule in RULES}
+    zero = frame["task"].map(lambda name: tasks[name].metric in METRICS).astype(bool)
+    counted = {rule: frame[rule].mask(frame[rule].isna() & columns[rule].eq(True) & zero, 0.0) for rule in RULES}
     return frame.assign(**counted, collapsed=columns["best"].astype(float)), problems

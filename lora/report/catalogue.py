@@ -12,6 +12,7 @@ import pandas as pd
 
 from lora.config.plan import ADHOC, OWN_TASK
 from lora.data.facts import facts_text
+from lora.data.metrics import METRICS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
@@ -138,7 +139,8 @@ def methods(section: Section) -> list[Table]:
         made += [section.table("table2_paper", title, cells, notes)] * (len(cells) > len(made[0].cells))
     is_own = section.kind == "own"
     if len(pairs):
-        last = note("pairs_own" if is_own else "verdicts").replace("COMMAND", gathered.command("analyse intervals"))
+        of_rows = is_own and section.runs["metric"].isin(METRICS).any()
+        last = note("pairs_own" if of_rows else "verdicts").replace("COMMAND", gathered.command("analyse intervals"))
         title, cells = "Every method against every other, in pairs of one seed", pairs_table(pairs, section.analyses)
         made.append(section.table("pairs", title, cells, [note("pairs"), last], forest=forest(pairs)))
     if is_own:

@@ -10,6 +10,7 @@ from scipy import special
 
 from lora.config.plan import LEARNING_RATE, read_plan
 from lora.config.rates import Rate
+from lora.data.metrics import LOWER, better
 from lora.errors import UserError
 from lora.records.analysis import Analyses
 from lora.records.record import load_frame, load_records
@@ -104,7 +105,7 @@ def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str])
         else:
             few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" * (row.n < ENOUGH_SEEDS)
             word = f"undecided{few}{needed_text(row.needed, 'tell them apart')}"
-        about = f", {row.model}" if pairs["model"].nunique() > 1 else ""
+        about = LOWER * row.place.endswith(f"{LOWER})") + f", {row.model}" * (pairs["model"].nunique() > 1)
         both = "" if pd.isna(low) else f", for other seeds and rows {ends(low, high)}"
         value = f"{interval_of(row).shown}{both}, n = {row.n}"
         lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}: {word}")
@@ -301,7 +302,7 @@ def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:
 def taken(rows: pd.DataFrame) -> dict[str, float]:
     """Label -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
     Only rates that were tried on every task and seed of the row count. Rows with a missing run are excluded."""
-    found = {}
+    found, rows = {}, rows.assign(best=rows["best"].astype(float) * rows["metric"].map(better))
     for label, of_row in rows.groupby("label", sort=False):
         if of_row["lr"].notna().all():
             by_rate = of_row.pivot(index="lr", columns=["task", "seed"], values="best").sort_index().dropna()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora.config.run import RuntimeConfig
+from lora.data.metrics import better
 from lora.files import write_atomically
 from lora.report.build import Report
 from lora.report.runs import MAIN, ROW, human_count, task_labels
@@ -48,14 +49,15 @@ def log_report(report: Report, runtime: RuntimeConfig) -> None:
 def latex(summary: pd.DataFrame) -> str:
     r"""Methods by tasks for the package booktabs: median $\pm$ standard deviation over seeds.
 
-    Bold: the best median of a task, and those that are below it by at most its standard deviation.
+    Bold: the best median of a task, and those that are worse by at most its standard deviation.
 
     Args:
         summary: `lora.report.runs.summarise` of its cells.
     """
     tasks, lines = task_labels(summary), []
-    best = summary.dropna(subset="median").sort_values("median").drop_duplicates("task", keep="last").set_index("task")
-    floors = (best["median"] - best["std"].fillna(0)).to_dict()
+    summary = summary.assign(higher=summary["median"] * summary["metric"].map(better))
+    best = summary.dropna(subset="higher").sort_values("higher").drop_duplicates("task", keep="last").set_index("task")
+    floors = (best["higher"] - best["std"].fillna(0)).to_dict()
     shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
     for (*_, label), cells in summary.groupby(ROW, sort=False):
         counts = cells["trainable_method"].dropna()
@@ -64,7 +66,7 @@ def latex(summary: pd.DataFrame) -> str:
         line |= {"Method": str(label).translate(SPECIAL), "Trainable": trainable}
         for task, title in tasks.items():
             texts = [
-                cell_latex(row, bool(row.median >= floors[task])) for row in cells[cells["task"] == task].itertuples()
+                cell_latex(row, bool(row.higher >= floors[task])) for row in cells[cells["task"] == task].itertuples()
             ]
             line[title.translate(SPECIAL)] = "".join(texts) or NONE
         if len(tasks) > 1 and not summary["kind"].eq("own").any():

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from lora.data.metrics import better
 from lora.report.runs import START_TITLES, encoder_title, task_title, told_apart
 from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL
 
@@ -75,8 +76,10 @@ def rising_text(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
         return values.iloc[-1] - values.iloc[max(1, round(2 * last / 3)) - 1] if last > 1 else math.nan
 
     gains = (100 * curves.groupby("run_id")["value"].agg(last_third)).round(DIGITS)
-    means = runs["run_id"].map(gains).groupby([runs["task"], told_apart(runs)]).mean().dropna()
+    gains = runs["run_id"].map(gains) * runs["metric"].map(better)
+    means = gains.groupby([runs["task"], told_apart(runs)]).mean().dropna()
     if means.empty:
         return ""
     rising = f"{(means > RISING).sum()} of {len(means)} cells"
-    return f" Still rising at the end, by more than {RISING} points in the last third of the epochs: {rising}."
+    word = "rising" if runs["metric"].map(better).eq(1).all() else "improving"
+    return f" Still {word} at the end, by more than {RISING} points in the last third of the epochs: {rising}."

@@ -70,7 +70,7 @@ def task_labels(runs: pd.DataFrame) -> dict[str, str]:
 def task_units(runs: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """The label of each task -> its title, and its metric."""
     metrics = dict(zip(runs["task"], runs["metric"], strict=True))
-    parts = [(task_title(task), METRIC_SHORT[metrics[task]]) for task in in_order(runs)]
+    parts = [(task_title(task), METRIC_SHORT.get(metrics[task], metrics[task])) for task in in_order(runs)]
     return {f"{title} ({metric})": (title, metric) for title, metric in parts}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from lora.config.compose import chosen_option, compose_run
 from lora.config.rates import TUNING, Rate, rates_path, read_rates, write_rates
 from lora.config.run import PlannedRun, RunConfig
+from lora.data.metrics import better
 from lora.errors import DIVERGED, UnfinishedError, UserError
 from lora.records.predictions import dev_predictions, is_constant
 from lora.records.record import RunRecord
@@ -54,8 +55,9 @@ def main(given: argparse.Namespace) -> None:
     print("learning rates, and the mean score over seeds of the best epoch on dev (-: diverged, collapsed or no score)")
     rates, without, earlier = [], [], {one.key: one.lr for one in read_rates(path)}
     for (first, axes), runs in zip(grids, planned, strict=True):
-        tried = scores([run for run in runs if run.task.name == first.task], now.ok, Path(settings.runtime.results))
-        best, outcome = best_rate(tried)
+        of_task = [run for run in runs if run.task.name == first.task]
+        tried = scores(of_task, now.ok, Path(settings.runtime.results))
+        best, outcome = best_rate(tried, of_task[0].task.metric)
         name = first.runtime.rate_name
         key = (first.model.name, first.protocol, first.task, name)
         line = f"{name} on {first.task}: {outcome}"
@@ -126,8 +128,8 @@ def scores(runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Pat
     return {rate: None if None in several else sum(several) / len(several) for rate, several in values.items()}
 
 
-def best_rate(tried: Mapping[float, float | None]) -> tuple[float | None, str]:
-    """The rate with the highest score, the lowest on a tie, None if no rate has a score; and the scores in words.
+def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float | None, str]:
+    """The rate with the best score, the lowest on a tie, None if no rate has a score; and the scores in words.
 
     Args:
         tried: In ascending order.
@@ -136,7 +138,7 @@ def best_rate(tried: Mapping[float, float | None]) -> tuple[float | None, str]:
     texts = ", ".join(f"{rate:g} {f'{100 * known[rate]:.1f}' if rate in known else '-'}" for rate in tried)
     if not known:
         return None, f"{texts}; no rate: all runs diverged or collapsed; try other rates with train.lr=A,B,C"
-    best = max(known, key=lambda rate: known[rate])
+    best = max(known, key=lambda rate: better(metric) * known[rate])
     edge = {min(tried): "lowest", max(tried): "highest"}.get(best)  # of all, diverged ones included
     return best, f"{texts}; takes {best:g}{f', the {edge}: train.lr=A,B,C looks further' if edge else ''}"
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lora.data import metrics
 from lora.data.batching import Encoded, collate, evaluation_batches, to_device
+from lora.data.own_metric import compute_own
 from lora.data.tasks import Task
 from lora.errors import DIVERGED, DivergedError
 from lora.rng import shuffled
@@ -65,9 +66,11 @@ def predict(
 
 
 def evaluate(
-    predictions: dict[str, np.ndarray], splits: dict[str, Encoded], task: Task
+    predictions: dict[str, np.ndarray], splits: dict[str, Encoded], task: Task, outputs: str
 ) -> dict[str, dict[str, float | None]]:
     """Compute every metric on every validation split, and on both pooled if there are two (MNLI)."""
+    if task.metric not in metrics.METRICS:
+        return {s: {task.metric: compute_own(task, outputs, p, splits[s].labels)} for s, p in predictions.items()}
     values = {}
     for split, predicted in predictions.items():
         values[split] = metrics.compute(task.metrics, predicted, splits[split].labels)
@@ -84,11 +87,11 @@ def selecting_split(task: Task, selection: str) -> str:
 
 
 def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
-    """Choose `best`, the first epoch with the highest headline metric (the last if it is never defined), and `last`."""
+    """Choose `best`, the first epoch with the best headline metric (the last if it is never defined), and `last`."""
     split = selecting_split(task, selection)
     scores = [{"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]} for entry in epochs]
     defined = [score for score in scores if score["value"] is not None]
-    best = max(defined, key=lambda score: score["value"], default=scores[-1])
+    best = max(defined, key=lambda score: metrics.better(task.metric) * score["value"], default=scores[-1])
     return {"metric": task.metric, "split": split, "best": best, "last": scores[-1]}
 
 
@@ -102,14 +105,14 @@ def split_half(
 
     Args:
         predictions: Epoch -> split -> the predictions of its rows.
-    Returns: None if a score is undefined, as Pearson's correlation of constant predictions is.
+    Returns: None for a user's own metric, and if a score is undefined, as Pearson's correlation of a constant is.
     """
-    score = metrics.METRICS[task.metric]
+    score = metrics.METRICS.get(task.metric)
     split = selecting_split(task, selection)
     names = task.validation_splits if split == "pooled" else (split,)
     labels = np.concatenate([splits[name].labels for name in names])
     epochs = [np.concatenate([predictions[epoch][name] for name in names]) for epoch in sorted(predictions)]
-    if len(labels) < 2:
+    if score is None or len(labels) < 2:
         return None
     scores: list[float | None] = []
     for division in range(DEV_HALVES):

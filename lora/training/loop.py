@@ -129,7 +129,7 @@ def run(
         for name in task.validation_splits:
             of_split = splits[name], task, tokenizer.pad_token_id, train.eval_batch
             predictions[name], dev_loss[name] = predict(model, *of_split, process, between)
-        values = evaluate(predictions, splits, task)
+        values = evaluate(predictions, splits, task, config.runtime.outputs)
         metric = values[headline][task.metric]
         mean_loss = torch.stack(state.losses).mean().item()
         losses = {"train_loss": mean_loss, "loss": dev_loss}

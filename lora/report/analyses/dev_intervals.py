@@ -115,8 +115,9 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 
     labels, runs = {}, gathered.runs.dropna(subset="device")
     for row in runs.drop_duplicates("task").itertuples():
-        if gathered.tasks[row.task].is_definition_only and runs["task"].nunique() > 1:
-            continue  # the command names the file of another task
+        task = gathered.tasks[row.task]
+        if task.metric not in METRICS or (task.is_definition_only and runs["task"].nunique() > 1):
+            continue  # a metric that runs alone execute, or the command names the file of another task
         run = run_here(gathered.state.ok[row.run_id], gathered)
         data = run.config.data
         found = read(run.task, data.source, data.path, data.revision, data.train_rows)
@@ -135,7 +136,7 @@ def main(given: argparse.Namespace) -> None:
     if not count:
         raise UserError(
             f"{folder} has no two methods with runs of one seed on a task whose rows are at hand (those of one's own "
-            f"are with task=FILE): nothing can be compared"
+            f"are with task=FILE) and with a metric of this project: nothing can be compared"
         )
     print(f"{count} comparisons on {len(labels)} tasks: {folder / 'analysis' / EXAMPLES}")
 

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import special
 
 from lora.data.facts import facts, texts_of
-from lora.data.metrics import compute
+from lora.data.metrics import METRICS, compute
 from lora.data.read import TaskData, read
 from lora.data.tasks import Task
 from lora.errors import UserError
@@ -138,13 +138,15 @@ def analyse(gathered: Gathered) -> int:
         for row in of_task.itertuples():
             record = gathered.state.ok[row.run_id]
             predicted = dev_predictions(record, gathered.folder)["best"]
-            check(record, task.metric, predicted, true)
+            if task.metric in METRICS:  # a module of one's own is code, which only runs execute
+                check(record, task.metric, predicted, true)
             predictions.setdefault(row.label, []).append(predicted)
             made_from[row.run_id] = record.scored
         table = error_rows(task, data, predictions).to_csv(index=False, lineterminator="\n")
         write_atomically(gathered.folder / "analysis" / ERRORS.format(task=name), table.encode())
         classes = by_class(task, true, predictions) if task.labels else []
-        entries.append({"task": name, **facts(task, data), "baselines": baselines(task, data), "methods": classes})
+        compared = baselines(task, data) if task.metric in METRICS else []
+        entries.append({"task": name, **facts(task, data), "baselines": compared, "methods": classes})
     if entries:
         write_atomically(gathered.folder / "analysis" / OWN_ROWS, analysis_json(made_from, rounded(entries)))
     return len(entries)

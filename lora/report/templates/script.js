@@ -86,7 +86,8 @@ for (const place of document.querySelectorAll(".costs")) {
     const [x, y] = [scale(values(a), a !== "y", LEFT, RIGHT), scale(values(b), b !== "y", BOTTOM, TOP)];
     const titles = [a, b].map((axis) => axis === "y" ? score : figure.axes[axis]);
     const svg = canvas(view, titles.join(" against "), x, y, titles);
-    const better = (one, other, axis) => axis === "y" ? one.y[0] - other.y[0] : other[axis][0] - one[axis][0];
+    const sign = score.endsWith("lower is better)") ? -1 : 1;
+    const better = (one, other, axis) => axis === "y" ? sign * (one.y[0] - other.y[0]) : other[axis][0] - one[axis][0];
     const beats = (one, other) => [a, b].every((axis) => better(one, other, axis) >= 0) && [a, b].some((axis) => better(one, other, axis) > 0);
     const front = points.filter((one) => !points.some((other) => beats(other, one))).sort((one, other) => one[a][0] - other[a][0]);
     drawn(svg, "path", { d: "M" + front.map((one) => `${x(one[a][0])} ${y(one[b][0])}`).join("L"), class: "front" });
