@@ -28,6 +28,7 @@ COMMANDS = {
     "tune": ("lora.sweep.tune", "choose each method's learning rate, on a seed that no table reports"),
     "report": ("lora.report.command", "build tables, verdicts, figures and report.html from a profile's records"),
     "predict": ("lora.adapters.predict", "predict with trained adapters; write a GLUE submission"),
+    "export": ("lora.adapters.export", "write an adapter as a folder that peft or transformers loads alone"),
     "analyse intervals": ("lora.report.analyses.dev_intervals", "would other dev examples show the same?"),
     "analyse rows": ("lora.report.analyses.own_rows", "of one's own task: baselines, costs, and where methods err"),
     "analyse subspaces": ("lora.report.analyses.subspaces", "Figures 3 and 4 and Table 7 from saved adapters"),

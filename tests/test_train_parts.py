@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 
 from lora.data.tasks import TASKS
+from lora.errors import UserError
 from lora.models.load import load_encoder
 from lora.rng import seed_for
 from lora.training.device import Process, start_process
@@ -86,3 +88,27 @@ def test_warmup_is_the_next_whole_step(tiny_config):
     for steps, frac, expected in ((100, 0.0, 0), (100, 0.5, 50), (100, 0.06, 6), (99, 0.06, 6), (101, 0.06, 7)):
         assert warmup_steps(dataclasses.replace(train, warmup_frac=frac, warmup_steps=None), steps) == expected
     assert warmup_steps(dataclasses.replace(train, warmup_frac=0.5, warmup_steps=0), 100) == 0
+
+
+def test_balanced_weights_are_those_of_scikit_learn_and_divide_by_examples(tiny_config):
+    """In two parts and at once. Scores, and a class without rows, are refused."""
+    config, labels = tiny_config("train.class_weights=balanced", *NO_DROPOUT), [0] * 30 + [1] * 10
+    task, batch = TASKS["cola"], tiny.inputs("bert")
+    model = load_encoder(config.model, task, 1, 0.0, 0.0).model
+    step = prepare_step(model, config, task, start_process(config), steps=4, labels=labels)
+    weights = torch.tensor(compute_class_weight("balanced", classes=np.array([0, 1]), y=labels), dtype=torch.float32)
+    assert torch.allclose(step.class_weights, weights)
+    true = torch.tensor([0, 1, 1, 0, 1])
+    with torch.no_grad():
+        each = torch.nn.functional.cross_entropy(model(**batch).logits, true, reduction="none")
+        whole = step.loss(0, MicroBatch(np.arange(5), 1.0), batch | {"labels": true}, 5)
+        parts = []
+        for rows in (np.array([0, 1]), np.array([2, 3, 4])):
+            part = {key: value[rows] for key, value in (batch | {"labels": true}).items()}
+            parts.append(step.loss(0, MicroBatch(rows, 1.0), part, 5))
+    assert torch.allclose(whole, (each * weights[true]).sum() / 5) and torch.allclose(sum(parts), whole)
+    for name, rows in (("stsb", [1.0, 2.0]), ("cola", [0, 0])):
+        with pytest.raises(UserError, match="class_weights=balanced is for classes that all have train rows"):
+            prepare_step(model, config, TASKS[name], start_process(config), 4, rows)
+    plain, weighed = tiny_config("train.class_weights=null"), tiny_config("train.class_weights=balanced")
+    assert plain.run_id == tiny_config().run_id != weighed.run_id

@@ -90,6 +90,7 @@ class TrainConfig:
     """Optimization: AdamW with linear warm-up and decay, and how the reported epoch is chosen.
 
     Args:
+        class_weights: `balanced` weighs the loss of an example of class k by n / (K n_k), of the n train rows.
         accumulation: Names the run where its dropout masks differ from those of whole batches (`RunConfig.settings`).
         weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
     """
@@ -113,6 +114,7 @@ class TrainConfig:
     eval_batch: int
     lora_plus: float | None = None
     head_lr: float | None = None
+    class_weights: Literal["balanced"] | None = None
 
     def __post_init__(self):
         problems = Problems()

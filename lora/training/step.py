@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lora.config.run import RunConfig, TrainConfig
 from lora.data.tasks import Task
+from lora.errors import UserError
 from lora.methods.bottleneck import is_layer_norm
 from lora.models.modules import is_head, trainable
 from lora.rng import seed_for
@@ -43,6 +44,7 @@ class Step:
         trained: The trainable parameters.
         masks: The source of dropout masks with train.kernels=fused; None with stock.
         ranks: AdaLoRA's, or AdaMSS's subspaces; None with other methods.
+        class_weights: Of the train loss, whose sum is divided by the number of examples all the same.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Step:
     task: Task
     train: TrainConfig
     ranks: Ranks | Subspaces | None = None
+    class_weights: Tensor | None = None
 
     def loss(self, number: int, micro: MicroBatch, batch: dict[str, Tensor], examples: int) -> Tensor:
         """Run a micro-batch's forward pass. Pops the batch's labels.
@@ -66,7 +69,7 @@ class Step:
         with self.process.autocast():
             logits = self.model(**batch).logits.float()
         if self.task.labels:
-            loss = F.cross_entropy(logits, labels, reduction="sum")
+            loss = F.cross_entropy(logits, labels, self.class_weights, reduction="sum")
         else:
             shift, factor = self.task.target_scale
             loss = F.mse_loss(logits.squeeze(-1), ((labels - shift) / factor).float(), reduction="sum")
@@ -100,14 +103,33 @@ class Step:
         return self.process.sum(loss)
 
 
-def prepare_step(model: nn.Module, config: RunConfig, task: Task, process: Process, steps: int) -> Step:
+def balanced(task: Task, labels: Sequence[float | int]) -> Tensor:
+    """The weights n / (K n_k) of K classes, each with n_k of the n train rows.
+
+    Raises: UserError: If the task has scores, or a class has no row.
+    """
+    counts = np.bincount(labels, minlength=len(task.labels)) if task.labels else np.zeros(1)
+    if not counts.all():
+        lacking = f"no train row of {task.labels[int(counts.argmin())]}" if task.labels else "scores"
+        raise UserError(
+            f"train.class_weights=balanced is for classes that all have train rows: {task.name} has {lacking}"
+        )
+    return torch.tensor(len(labels) / (len(counts) * counts), dtype=torch.float32)
+
+
+def prepare_step(
+    model: nn.Module, config: RunConfig, task: Task, process: Process, steps: int, labels: Sequence[float | int] = ()
+) -> Step:
     """Set up a run's kernels, optimizer and schedule, for a model with its method applied.
 
     Args:
         steps: Number of steps of the whole run, over which the schedule extends.
-    Raises: UserError: If train.kernels=fused does not cover the encoder, or PEFT's allocator does not fit the steps.
+        labels: Of the train rows; needed for train.class_weights.
+    Raises: UserError: If train.kernels=fused does not cover the encoder, PEFT's allocator does not fit the steps, or
+        class weights do not fit the task.
     """
     train, masks = config.train, None
+    weights = balanced(task, labels).to(process.device) if train.class_weights else None
     model.to(process.device)
     if train.kernels == "fused":
         masks = fuse(model, train.precision, seed_for(config.seed, "dropout"))
@@ -122,7 +144,7 @@ def prepare_step(model: nn.Module, config: RunConfig, task: Task, process: Proce
     # Stock dropout draws from the global generator, which is seeded last so that nothing above advances it.
     torch.manual_seed(seed_for(config.seed, "dropout", process.rank))
     ranks = allocator(model, steps)
-    return Step(model, trained, optimizer, schedule, masks, process, task, train, ranks)
+    return Step(model, trained, optimizer, schedule, masks, process, task, train, ranks, weights)
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,70 @@
+"""`python -m lora export ADAPTER FOLDER`: write a trained adapter as a folder that other libraries load alone.
+
+LoRA and PEFT's methods become a folder of `peft`, with the files of a base that lies in a folder. With --merged, LoRA
+becomes a folder of `transformers`, as full fine-tuning and BitFit do: model, tokenizer and the names of the labels.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from lora.adapters.adapter import Adapter, in_scores
+from lora.adapters.folder import read_adapter
+from lora.adapters.peft import to_peft
+from lora.adapters.predict import load_base, put_on, task_of
+from lora.errors import UserError, first_line
+from lora.files import at_home, write_atomically
+from lora.methods.configs import BitFitConfig, FullConfig, LoraConfig, PeftConfig
+
+
+def main(given: argparse.Namespace) -> None:
+    """Exit codes: 0 done; 2 a mistake in the call, or a folder that cannot be written; then nothing is left there."""
+    place, out = at_home(given.adapter), at_home(given.folder)
+    if os.path.lexists(out) and not (out.is_dir() and not os.listdir(out)):
+        raise UserError(f"{out} must be a new folder, or an empty one")
+    adapter = read_adapter(place)
+    method = adapter.method
+    if given.merged and not isinstance(method, LoraConfig):
+        raise UserError(
+            f"--merged is for LoRA, whose weights can be merged, and the adapter is of method {method.name}"
+        )
+    if not isinstance(method, LoraConfig | PeftConfig | FullConfig | BitFitConfig):
+        raise UserError(
+            f"method {method.name} is of no format that peft or transformers loads; python -m lora predict uses it here"
+        )
+    try:
+        if given.merged or isinstance(method, FullConfig | BitFitConfig):
+            write_model(adapter, place, out, given.model)
+        else:
+            to_peft(adapter, out, given.model)
+            for path in (path for path in out.rglob("*") if path.is_file() and path.stat().st_nlink > 1):
+                write_atomically(path, path.read_bytes())  # a file of its own, whatever becomes of the base
+    except (OSError, SafetensorError, UserError) as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise (
+            error if isinstance(error, UserError) else UserError(f"cannot write {out}: {first_line(error)}")
+        ) from error
+    print(out)
+
+
+def write_model(adapter: Adapter, place: Path, out: Path, base: str | None) -> None:
+    """Write model and tokenizer. The outputs of a regression are scores."""
+    task = task_of(adapter, place)
+    encoder = load_base(adapter, task, base)
+    put_on(encoder, in_scores(adapter, torch.float32), task)
+    if task.labels:
+        encoder.model.config.id2label = dict(enumerate(task.labels))
+        encoder.model.config.label2id = {label: index for index, label in enumerate(task.labels)}
+    encoder.model.save_pretrained(out)
+    encoder.tokenizer.save_pretrained(out)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="ADAPTER", help="the adapter's folder")
+    parser.add_argument("folder", metavar="FOLDER", help="a new folder")
+    parser.add_argument("--merged", action="store_true", help="merge LoRA into the model, for transformers alone")
+    parser.add_argument("--model", metavar="DIR", help="folder of the base, if it is a local one")
