@@ -9,16 +9,7 @@ from scipy import stats
 
 from lora.cost.timing import median_interval, sign_p
 from lora.report.runs import chosen_by_others
-from lora.report.stats import (
-    ENOUGH_SEEDS,
-    all_pairs,
-    by_seed,
-    holm,
-    mean_interval,
-    mean_p,
-    paired_differences,
-    seeds_needed,
-)
+from lora.report.stats import all_pairs, by_seed, holm, mean_interval, mean_p, paired_differences, seeds_needed
 from lora.rng import drawn
 
 TASKS = ("cola", "mrpc", "rte", "sst2", "stsb")
@@ -79,12 +70,6 @@ def test_the_interval_of_an_average_over_tasks_covers_the_truth(correlation, spr
     found = [mean_interval(each) for each in averages]
     covered = np.mean([each.low <= truth.mean() <= each.high for each in found])
     assert 0.94 <= covered <= 0.96
-
-
-def test_the_interval_of_one_task_covers_the_truth():
-    values = np.random.default_rng(7).normal(1.0, 3.0, (3000, ENOUGH_SEEDS))
-    found = [mean_interval(each) for each in values]
-    assert np.mean([each.low <= 1.0 <= each.high for each in found]) >= 0.94
 
 
 @pytest.mark.parametrize("rounds", [6, 9, 20, 61])
@@ -154,12 +139,6 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, math.nan, 0.9])[0] == 1.0 and math.isnan(holm([0.5, math.nan])[1])
     assert holm([]) == [] and holm([0.6, 0.9]) == [1.0, 1.0]
-
-
-def test_holm_keeps_the_error_of_a_family_where_nothing_is_true():
-    families = np.random.default_rng(4).uniform(size=(4000, 10))
-    wrong = np.mean([min(holm(list(family))) < 0.05 for family in families])
-    assert wrong == pytest.approx(1 - 0.995**10, abs=0.012)  # the smallest of 10 is compared with 0.005
 
 
 def test_all_pairs_of_methods():
