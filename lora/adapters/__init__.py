@@ -11,4 +11,5 @@
 | `base` | the pretrained weights under an adapter, and how a model is checked against them |
 | `peft`, `loralib` | files of other libraries |
 | `predict` | `python -m lora predict` |
+| `export` | `python -m lora export`: folders that `peft` or `transformers` loads alone |
 """
