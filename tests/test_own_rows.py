@@ -1,7 +1,5 @@
 """What the rows of one's own task say: against scikit-learn and pandas, and at the end of a launch."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -118,5 +116,13 @@ def test_a_launch_ends_with_them(tiny_overrides, tmp_path, capsys):
     assert len(listed) == 0 or wrong
     assert not any(text in out for text in listed["text"]), "texts are on the page alone"
     assert report.figures[f"confusion_{task}_own"]["panels"][0]["x_names"] == [*report.gathered.tasks[task].labels]
-    entries = json.loads((results / "analysis" / "rows.json").read_text())["entries"]
-    assert [entry["task"] for entry in entries] == [task]
+    second = write_task(tmp_path / "data", "again")
+    more = [one for one in asked if not one.startswith(("task=", "method="))]
+    assert main(["-m", *more, f"task={second}", "method=lora"]) == 0
+    assert main(["-m", *more, f"task={path}", "method=bitfit"]) == 0
+    both = build("own", [f"runtime.results={results}"])
+    assert {task, *both.gathered.runs["task"]} == {*both.analyses.own_rows} and len(both.analyses.own_rows) == 2
+    assert len(both.analyses.own_rows[task]["methods"]) == 3, "of all methods, whichever the last launch had"
+    (pairs,) = (table.cells for table in both.tables if table.name == "pairs_own")
+    of_task = pairs[pairs["Task"].str.startswith(task)]
+    assert len(of_task) == 3 and not (of_task["... over both"] == "-").all()

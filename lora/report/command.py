@@ -176,11 +176,13 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def analyse_own(report: Report) -> bool:
-    """Compute what needs the rows of own tasks, where a launch has them. Returns: Whether that was possible."""
+def analyse_own(profile: str, words: Sequence[str]) -> bool:
+    """Compute what needs the rows of own tasks, for all runs of the folder, where a launch has them. Returns: Whether
+    that was possible."""
     from lora.report.analyses import dev_intervals, own_rows  # load the datasets library
 
     try:
+        report = build(profile, [word for word in words if word.startswith(PLACES)])
         dev_intervals.write(report, dev_intervals.read_labels(report.gathered))
         return own_rows.analyse(report.gathered) > 0
     except UserError as error:
@@ -197,7 +199,7 @@ def print_sweep(
     named = [one.partition("=")[2] for one in own if one.startswith("experiment=") and one != "experiment=null"]
     try:
         report = build(profile, own)
-        if report.gathered.is_own and analyse_own(report):
+        if report.gathered.is_own and analyse_own(profile, own):
             report = build(profile, own)
         show(report, named[0].split(",") if named else MAIN)
     except UserError as error:  # the runs themselves have ended, and their records exist

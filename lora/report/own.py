@@ -8,7 +8,7 @@ import pandas as pd
 
 from lora.data.tasks import Task
 from lora.report.figures import Figure, figure
-from lora.report.runs import task_labels
+from lora.report.runs import task_labels, told_apart
 from lora.report.stats import ends
 from lora.report.tables import trainable
 from lora.table import Cell, Value, number
@@ -31,7 +31,7 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
 
 def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per method and device: medians over the runs, as their records have them."""
-    lines = []
+    lines, runs = [], runs.assign(label=told_apart(runs, ["model", "protocol"]))
     for (label, device), of_method in runs.dropna(subset="device").groupby(["label", "device"], sort=False):
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
         line = {"Method": label, "Trainable": trainable(of_method), "Runs": len(of_method)}

@@ -22,13 +22,13 @@ from lora.data.metrics import METRICS, compute
 from lora.data.read import TaskData, read
 from lora.data.tasks import Task
 from lora.errors import UserError
-from lora.files import rounded, write_atomically
+from lora.files import read_object, rounded, write_atomically
 from lora.records.analysis import ERRORS, OWN_ROWS, analysis_json
 from lora.records.predictions import dev_predictions
 from lora.report.analyses.dev_intervals import check, pseudo_values
 from lora.report.gather import Gathered, gather, run_here
 from lora.report.gather import options as options
-from lora.report.runs import MAIN
+from lora.report.runs import MAIN, told_apart
 from lora.report.stats import LEVEL
 
 STRENGTHS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regression, 1 / alpha of ridge
@@ -124,9 +124,10 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
 
 
 def analyse(gathered: Gathered) -> int:
-    """Write the analysis of each own task whose rows are at hand. Returns: Their number."""
+    """Write the analysis of each own task whose rows are at hand. Those of other tasks stay. Returns: Their number."""
     runs = gathered.runs[gathered.runs["kind"].eq("own") & gathered.runs["experiment"].isin(MAIN)]
-    entries, made_from = [], {}
+    runs = runs.assign(label=told_apart(runs, ["model", "protocol"]))
+    entries, made_from, path = [], {}, gathered.folder / "analysis" / OWN_ROWS
     for name, of_task in runs.dropna(subset="device").groupby("task", sort=False):
         task = gathered.tasks[name]
         if task.is_definition_only:
@@ -147,9 +148,14 @@ def analyse(gathered: Gathered) -> int:
         classes = by_class(task, true, predictions) if task.labels else []
         compared = baselines(task, data) if task.metric in METRICS else []
         entries.append({"task": name, **facts(task, data), "baselines": compared, "methods": classes})
-    if entries:
-        write_atomically(gathered.folder / "analysis" / OWN_ROWS, analysis_json(made_from, rounded(entries)))
-    return len(entries)
+    count, found = len(entries), {entry["task"] for entry in entries}
+    hashes = {run_id: record.scored for run_id, record in gathered.state.ok.items()}
+    if path.exists() and (earlier := read_object(path))["made_from"].items() <= hashes.items():
+        entries += [entry for entry in earlier["entries"] if entry["task"] not in found]
+        made_from = earlier["made_from"] | made_from
+    if count:
+        write_atomically(path, analysis_json(made_from, rounded(entries)))
+    return count
 
 
 def main(given: argparse.Namespace) -> None:
