@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from lora.config.select import PLACES
 from lora.data.facts import facts, texts_of
 from lora.data.metrics import METRICS, compute
 from lora.data.read import TaskData, read
@@ -160,7 +161,8 @@ def analyse(gathered: Gathered) -> int:
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 no finished run of an own task, or its rows are not at hand."""
-    gathered = gather(given.profile, given.overrides)
+    words = [word for word in given.overrides if word.startswith((*PLACES, "task="))]  # all methods of a task
+    gathered = gather(given.profile, words)
     if not (count := analyse(gathered)):
         raise UserError(f"{gathered.folder} has no finished run of an own task whose rows are at hand (task=FILE)")
     print(f"{count} tasks: {gathered.folder / 'analysis' / OWN_ROWS}")
