@@ -16,7 +16,7 @@ from trained import ensure_record
 
 from lora.adapters import folder as folders
 from lora.adapters.adapter import Adapter, Origin, Score, adapter_of
-from lora.adapters.folder import DESCRIPTION, WEIGHTS, read_adapter, save_adapter, write_adapter
+from lora.adapters.folder import read_adapter, save_adapter, write_adapter
 from lora.adapters.merge import load_adapter, swap
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -24,7 +24,7 @@ from lora.files import ROOT
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
 from lora.models.load import load_encoder
 from lora.models.modules import checksum
-from lora.records.record import adapter_path, record_path
+from lora.records.record import ADAPTER, DESCRIPTION, adapter_path, record_path
 
 ORIGIN = Origin("rte", ("entailment", "not_entailment"), Score("accuracy", "validation", 3, 0.75), "run-01234567", 128)
 
@@ -42,7 +42,7 @@ CASES += [(architecture, method) for architecture in ("bert", "deberta-v2") for 
 def test_a_loaded_adapter_computes_what_the_saved_one_did(architecture, method, tmp_path):
     model = with_method(architecture, METHODS[method])
     saved = save_adapter(model, tmp_path / "a", ORIGIN)
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [DESCRIPTION, WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [DESCRIPTION, ADAPTER]
     fresh = tiny.model(architecture)
     loaded = load_adapter(fresh, tmp_path / "a")
     assert torch.equal(logits(fresh, architecture), logits(model, architecture))
@@ -67,7 +67,7 @@ def test_the_description_says_it_all(tmp_path):
     pretrained = ((n, p) for n, p in tiny.model("roberta").named_parameters() if n.startswith("roberta."))
     assert content["base"]["hashes"]["float32"] == checksum(pretrained)
     assert content["contents"]["head"] == [n for n, _ in tiny.model("roberta").named_parameters() if "classifier" in n]
-    assert set(content["contents"]["shapes"]) == set(load_file(tmp_path / "a" / WEIGHTS))
+    assert set(content["contents"]["shapes"]) == set(load_file(tmp_path / "a" / ADAPTER))
 
 
 def test_another_architecture_or_method_is_refused(tmp_path):
@@ -108,11 +108,11 @@ def edit(folder, **changes):
 
 def retensor(folder, change, hashed=False):
     """Change the tensors of a folder, and with `hashed` the description's hash too."""
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / ADAPTER)
     change(tensors)
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors, folder / ADAPTER)
     if hashed:
-        edit(folder, contents__sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+        edit(folder, contents__sha256=hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest())
 
 
 def first(tensors):
@@ -120,9 +120,9 @@ def first(tensors):
 
 
 def flip_a_bit(folder):
-    content = bytearray((folder / WEIGHTS).read_bytes())
+    content = bytearray((folder / ADAPTER).read_bytes())
     content[-2] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
+    (folder / ADAPTER).write_bytes(content)
 
 
 OTHER = r"is not the file that adapter\.json was written for"
@@ -137,21 +137,21 @@ BROKEN = {
     "target": (lambda f: edit(f, method__targets=["q"]), "which is not one of its targets, q"),
     "extra key": (lambda f: edit(f, origin__pickle="x"), "origin.pickle is not a setting"),
     "no description": (lambda f: (f / DESCRIPTION).unlink(), r"has no file adapter\.json"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), r"has no file adapter\.safetensors"),
-    "empty": (lambda f: os.truncate(f / WEIGHTS, 0), "is not a whole safetensors file"),
+    "no weights": (lambda f: (f / ADAPTER).unlink(), r"has no file adapter\.safetensors"),
+    "empty": (lambda f: os.truncate(f / ADAPTER, 0), "is not a whole safetensors file"),
     "another bit": (flip_a_bit, OTHER),
     "head": (lambda f: edit(f, contents__head=["more"]), OTHER),
     "nan": (lambda f: retensor(f, lambda t: t[first(t)].fill_(torch.nan), hashed=True), "values that are not finite"),
     "unknown dtype": (lambda f: unknown_dtype(f), "is not a whole safetensors file for torch: 'F4'"),
     "parent": (lambda f: edit(f, contents__file="../b/adapter.safetensors"), OTHER),
-    "link": (lambda f: relink(f, WEIGHTS), "an adapter's files must be in its folder"),
+    "link": (lambda f: relink(f, ADAPTER), "an adapter's files must be in its folder"),
     "named pipe": (lambda f: ((f / DESCRIPTION).unlink(), os.mkfifo(f / DESCRIPTION)), r"has no file adapter\.json"),
 }
 
 
 def unknown_dtype(folder):
     header = json.dumps({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
-    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    (folder / ADAPTER).write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
 
 
 def relink(folder, name):
