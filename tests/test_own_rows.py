@@ -1,5 +1,7 @@
 """What the rows of one's own task say: against scikit-learn and pandas, and at the end of a launch."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,8 +68,10 @@ def test_classes_are_scored_as_scikit_learn_does(task):
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(true, runs[0])
     assert np.allclose([found["precision"], found["recall"], found["f1"]], [precision, recall, f1])
     assert np.allclose(found["confusion"], metrics.confusion_matrix(true, runs[0]))
+    two = by_class(task, true, {"LoRA": [runs[0], true]})[0]["f1"]
+    assert np.allclose(two, np.mean([f1, [1, 1]], axis=0)), "means over the runs, not of the runs pooled"
     (never,) = by_class(task, true, {"LoRA": [np.zeros(50, int)]})
-    assert never["precision"][1] is None and never["recall"][1] == 0
+    assert math.isnan(never["precision"][1]) and never["recall"][1] == 0
 
 
 def test_rows_that_most_runs_get_wrong_come_with_their_text(task):

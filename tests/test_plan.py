@@ -82,6 +82,16 @@ def test_another_rate_or_row_replaces_a_run_and_another_value_does_not(tmp_path)
     assert sum(run.experiments == ("glue_table2",) for run in read_plan(folder).runs.values()) == 2
 
 
+def test_a_run_of_a_grid_stays_in_the_table_of_all_methods(tmp_path):
+    """Unless the grid is one that compares methods, and shows it there."""
+    asked = ["task=ratings", "method=lora", "seed=1", "train.precision=fp32"]
+    for grids, known in (([], ("adhoc",)), (["lora_ranks"], ("adhoc", "lora_ranks")), (["glue_table2"], None)):
+        words = [f"experiment={','.join(grids) or 'null'}", *asked, *["method.rank=8"] * (grids == ["lora_ranks"])]
+        (run,) = add_to_plan(tmp_path, select_runs("mini", words)).runs.values()
+        assert known in (None, run.experiments)
+    assert set(run.experiments) == {"lora_ranks", "glue_table2"}
+
+
 def test_an_adapter_that_was_asked_for_once_stays_asked_for(tmp_path):
     asked = [*ASKED, "method=lora", "seed=1", "train.precision=fp32"]
     for more in (["runtime.save_adapter=true"], []):

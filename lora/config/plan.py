@@ -33,6 +33,7 @@ from lora.records.record import RunRecord, load_records
 SCHEMA = 1
 FILE, LAUNCH, LOCK = "plan.json", "launch.json", "plan.lock"
 ADHOC, OWN_TASK = "adhoc", "own_task"  # in place of an experiment: a grid of the command's own; a user's task
+COMPARING = ("glue_table2", OWN_TASK)  # the experiments that compare methods
 LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
 OF_RUN = ("seed", "start_seed", "start_run")  # what tells the runs of a group apart
 PLACES = (("data", "path"), ("model", "path"))
@@ -253,7 +254,8 @@ def add_to_plan(results: str | Path, asked: Iterable[PlannedRun]) -> Plan:
         for run_id, run in new.items():
             before = plan.runs.get(run_id, run)
             names = dict.fromkeys((*before.experiments, *run.experiments))
-            named = tuple(name for name in names if name not in (ADHOC, TUNING)) or tuple(names)
+            less = (TUNING, ADHOC) if {*names} & {*COMPARING} else (TUNING,)  # a main table has it already
+            named = tuple(name for name in names if name not in less) or tuple(names)
             saves = before.config.runtime.save_adapter or run.config.runtime.save_adapter
             config = replace(run.config, runtime=replace(run.config.runtime, save_adapter=saves))
             runs[run_id] = replace(run, config=config, experiments=named)

@@ -79,7 +79,12 @@ def read_table(path: Path) -> Table:
         text = path.read_text("utf-8", "surrogateescape")
         line = text.count("\n", 0, SURROGATE.search(text).start()) + 1
         raise UserError(f"{path}, line {line}: {first_line(error)}: save the file as UTF-8") from error
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: pandas', pyarrow's and JSON's own are such
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        csv.Error,
+    ) as error:  # ValueError: pandas', pyarrow's and JSON's own are such
         reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"cannot read {path}: {reason}") from error
 
@@ -90,6 +95,13 @@ def read_cells(path: Path, **form: Any) -> tuple[list[str], list[list[str]]]:
     text = path.read_bytes().decode("utf-8-sig")
     if form:  # TSV: no quotes, so every CR LF ends a row
         text = text.replace("\r\n", "\n")
+    else:  # pandas takes a stray quote for the start of a cell of several rows
+        csv.field_size_limit(2**31 - 1)
+        checked: list[list[str]] = []
+        try:
+            checked.extend(csv.reader(StringIO(text, newline=""), strict=True))
+        except csv.Error as error:
+            raise ValueError(f"row {len(checked)}: a quote opens a cell that it does not close: {error}") from error
     if "\r\n" not in text and "\r" not in text.partition("\n")[0]:
         form["lineterminator"] = "\n"  # else pandas ends a row at a lone CR too
     # header=None, because pandas would rename a column that occurs twice, and lets rows be longer than a header

@@ -86,8 +86,8 @@ class Report:
 
 def read_more(gathered: Gathered) -> tuple[pd.DataFrame, Analyses]:
     """The curves of its records, and the analyses that were made from them."""
-    ok = gathered.state.ok
-    return load_curves(list(ok.values())), read_analyses(gathered.folder / "analysis", ok)
+    curves = load_curves(list(gathered.state.ok.values()))
+    return curves, read_analyses(gathered.folder / "analysis", gathered.every_ok)
 
 
 def verdicts_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) -> list[Verdict]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lora.config.plan import LEARNING_RATE, trained_by
 from lora.config.run import RuntimeConfig
-from lora.config.select import PLACES, selecting
+from lora.config.select import PLACES, place, selecting
 from lora.errors import UserError
 from lora.files import REFERENCE, ROOT, write_atomically, write_changed
 from lora.report.build import FOUND, Report, build
@@ -166,7 +166,9 @@ def main(arguments: argparse.Namespace) -> int:
         report = build(arguments.profile, words) if selects else report
         show(report, plain=arguments.plain)
     for wanted, export in ((arguments.latex, write_latex), (arguments.csv, write_csv)):
-        for path in export(report, gathered.results / "export" / gathered.name) if wanted else ():
+        given = place(words, "runtime.results")  # a folder of its own, which keeps its exports
+        below = gathered.folder / "export" if given else gathered.results / "export" / gathered.name
+        for path in export(report, below) if wanted else ():
             print(f"written: {path}")
     print(f"page: {gathered.folder / 'report.html'}{'' if written else ' (as committed: nothing was written)'}")
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)

@@ -74,6 +74,7 @@ class Gathered:
         tuning: The records that `python -m lora tune` made; in no table of results.
         frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
         state: The missing and failed runs, and extra or broken records; the `ok` records are in `state.ok`.
+        every_ok: All `ok` records of the folder, selected or not: analyses are made from them.
     """
 
     profile: str
@@ -88,6 +89,7 @@ class Gathered:
     tuning: tuple[RunRecord, ...]
     frame: pd.DataFrame
     state: State
+    every_ok: Mapping[str, RunRecord]
 
     @property
     def name(self) -> str:
@@ -189,7 +191,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides), tasks)
     tuning = tuple(record for record in records if record.run_id in by_tune)
-    return Gathered(*where, runs[~is_rate], runs[is_rate], tuning, frame, state)
+    every_ok = {record.run_id: record for record in records if record.status == "ok"}
+    return Gathered(*where, runs[~is_rate], runs[is_rate], tuning, frame, state, every_ok)
 
 
 def known_runs(

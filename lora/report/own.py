@@ -1,5 +1,6 @@
 """What a report of one's own task shows besides scores: baselines, costs, errors (`lora.report.analyses.own_rows`)."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
     lines: dict[str, dict[str, Cell]] = {}
     for task, label in task_labels(summary).items():
         for one in entries.get(task, {}).get("baselines", ()):
-            line = lines.setdefault(one["name"].partition(" (")[0], dict.fromkeys(table.columns, "-"))
+            name = re.sub(r" \(strength [^)]*\)", "", one["name"])
+            line = lines.setdefault(name, dict.fromkeys(table.columns, "-"))
             rows = f"{ends(one['low'], one['high'])} over rows".replace("+", "")
-            line |= {"Method": one["name"].partition(" (")[0], label: number(one["value"], ".1f", rows)}
+            line |= {"Method": name, label: number(one["value"], ".1f", rows)}
     return pd.concat([table, pd.DataFrame([*lines.values()], columns=table.columns)], ignore_index=True)
 
 

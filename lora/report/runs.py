@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.config.labels import EPOCHS, ROWS, columns, labels
-from lora.config.plan import ADHOC, OWN_TASK
+from lora.config.plan import ADHOC, COMPARING
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
@@ -94,7 +94,7 @@ SUCCESSORS = "successors"
 HEAD_RATE, LAYERS = "head_rate", "layers"
 # experiment -> the settings that do not name its rows: each row has a rate of its own, and in `layers` the head's too
 UNTOLD = {SUCCESSORS: ("train.lr",), LAYERS: ("train.lr", "train.head_lr")}
-MAIN = ("glue_table2", OWN_TASK, ADHOC)  # experiments that compare the methods
+MAIN = (*COMPARING, ADHOC)  # experiments that compare the methods
 FACTS = ["model", "protocol", "slug", "method", "start", "task", "seed"]
 PLACE = ["protocol", "slug", "start", "task", "seed"]  # where a run stands in the tables of any encoder
 ROW = ["model", "protocol", "slug", "method", "label"]  # the columns that identify a line of a table

@@ -82,17 +82,18 @@ def scored(metric: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, fl
 
 
 def by_class(task: Task, true: np.ndarray, predictions: Predictions) -> list[dict[str, Any]]:
-    """For each method the means over its runs: precision, recall and F1 of each class, None where it is 0 / 0, and the
-    confusion, rows of each true class by the predicted one."""
+    """For each method the means over its runs: precision, recall and F1 of each class, without runs where it is 0 / 0,
+    and the confusion, rows of each true class by the predicted one."""
     size, methods = len(task.labels), []
     for label, runs in predictions.items():
-        confusion = np.zeros((size, size))
-        for predicted in runs:
-            np.add.at(confusion, (true, predicted), 1 / len(runs))
-        right, rows, columns = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+        confusions = np.zeros((len(runs), size, size))
+        for confusion, predicted in zip(confusions, runs, strict=True):
+            np.add.at(confusion, (true, predicted), 1)
+        right, rows, columns = confusions.diagonal(axis1=1, axis2=2), confusions.sum(axis=2), confusions.sum(axis=1)
         shares = {"precision": (right, columns), "recall": (right, rows), "f1": (2 * right, rows + columns)}
-        found = {name: [a / b if b else None for a, b in zip(*pair, strict=True)] for name, pair in shares.items()}
-        methods.append({"label": label, "confusion": confusion.tolist(), **found})
+        with np.errstate(invalid="ignore"):
+            means = {name: pd.DataFrame(a / b).mean().tolist() for name, (a, b) in shares.items()}  # without 0 / 0
+        methods.append({"label": label, "confusion": confusions.mean(axis=0).tolist(), **means})
     return methods
 
 
@@ -115,11 +116,13 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
         columns |= {"label": [words[true[row]] for row in rows]}
         columns |= {label: [words[values[row]] for row in rows] for label, values in methods.items()}
     else:
-        residuals = every.mean(axis=0) - true
+        residuals, (low, high) = every.mean(axis=0) - true, task.label_range
+        digits = 4 + math.ceil(math.log10(max(1.0, max(-low, high) / (high - low))))  # 4 that differ in the range
         rows = [*np.argsort(-abs(residuals), kind="stable")]
-        columns = {"wrong": [f"{residuals[row]:+.4g}" for row in rows], "label": [f"{true[row]:g}" for row in rows]}
+        columns = {"wrong": [f"{residuals[row]:+.4g}" for row in rows]}
+        columns |= {"label": [f"{true[row]:.{digits}g}" for row in rows]}
         means = {label: np.mean(runs, axis=0) for label, runs in predictions.items()}
-        columns |= {label: [f"{values[row]:.4g}" for row in rows] for label, values in means.items()}
+        columns |= {label: [f"{values[row]:.{digits}g}" for row in rows] for label, values in means.items()}
     texts = {name: [split[name][int(row)] for row in rows] for name in task.columns}
     return pd.DataFrame({"row": [int(row) + 1 for row in rows], **columns, **texts})
 
@@ -133,8 +136,11 @@ def analyse(gathered: Gathered) -> int:
         task = gathered.tasks[name]
         if task.is_definition_only:
             continue
-        config = run_here(gathered.state.ok[of_task["run_id"].iloc[0]], gathered).config
-        data = read(task, config.data.source)
+        first = of_task.sort_values("train_rows", kind="stable").iloc[-1]  # of those on the most train rows
+        config = run_here(gathered.state.ok[first["run_id"]], gathered).config
+        data = read(task, config.data.source, train_rows=config.data.train_rows)
+        if data.fingerprint != first["fingerprint"]:
+            raise UserError(f"the rows of {name} are not those that {first['run_id']} was trained on")
         true = np.asarray(data.splits[task.validation_splits[0]]["label"])
         predictions: dict[str, list[np.ndarray]] = {}
         for row in of_task.itertuples():
@@ -148,6 +154,8 @@ def analyse(gathered: Gathered) -> int:
         write_atomically(gathered.folder / "analysis" / ERRORS.format(task=name), table.encode())
         classes = by_class(task, true, predictions) if task.labels else []
         compared = baselines(task, data) if task.metric in METRICS else []
+        if of_task["train_rows"].nunique() > 1:
+            compared = [one | {"name": f"{one['name']}, on {data.rows['train']:,} rows"} for one in compared]
         entries.append({"task": name, **facts(task, data), "baselines": compared, "methods": classes})
     count, found = len(entries), {entry["task"] for entry in entries}
     hashes = {run_id: record.scored for run_id, record in gathered.state.ok.items()}
