@@ -127,6 +127,9 @@ def test_a_launch_ends_with_them(tiny_overrides, tmp_path, capsys):
     both = build("own", [f"runtime.results={results}"])
     assert {task, *both.gathered.runs["task"]} == {*both.analyses.own_rows} and len(both.analyses.own_rows) == 2
     assert len(both.analyses.own_rows[task]["methods"]) == 3, "of all methods, whichever the last launch had"
+    (costs,) = (table.cells for table in both.tables if table.name == "costs_own")
+    assert len(costs) == 4 and set(costs["Task"]) == {*both.analyses.own_rows}
+    assert build("own", [f"runtime.results={results}", "method=lora"]).problems == (), "of a part, from the whole's"
     (pairs,) = (table.cells for table in both.tables if table.name == "pairs_own")
     of_task = pairs[pairs["Task"].str.startswith(task)]
     assert len(of_task) == 3 and not (of_task["... over both"] == "-").all()

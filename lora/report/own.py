@@ -32,11 +32,13 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
 
 
 def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line per method and device: medians over the runs, as their records have them."""
+    """One line per task, method and device: medians over the runs, as their records have them."""
     lines, runs = [], runs.assign(label=told_apart(runs, ["model", "protocol"]))
-    for (label, device), of_method in runs.dropna(subset="device").groupby(["label", "device"], sort=False):
+    keys, named = ["task", "label", "device"], runs["task"].nunique() > 1
+    for (task, label, device), of_method in runs.dropna(subset="device").groupby(keys, sort=False):
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
-        line = {"Method": label, "Trainable": trainable(of_method), "Runs": len(of_method)}
+        line = ({"Task": task} if named else {}) | {"Method": label, "Trainable": trainable(of_method)}
+        line |= {"Runs": len(of_method)}
         line |= {"Minutes a run": number(middle["seconds"] / 60, ".1f"), "Step, ms": number(middle["step_ms"], ".1f")}
         lines.append(line | {"A task on disk, MB": number(middle["checkpoint_bytes"] / 1e6, ".2f"), "Device": device})
     return pd.DataFrame(lines)
