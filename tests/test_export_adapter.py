@@ -3,6 +3,7 @@
 import csv
 import os
 import subprocess
+import sys
 
 import own_tasks
 import pytest
@@ -97,7 +98,9 @@ def test_what_no_library_loads_or_cannot_be_written_leaves_nothing(tiny_override
     overrides = [one if "outputs" not in one else f"runtime.outputs={tmp_path}/second" for one in tiny_overrides]
     lora = trained(overrides, "method=lora")
     assert main(["export", lora, str(tmp_path / "out"), "--model", str(other)]) == 2
-    limited = f"ulimit -f 20; exec .venv/bin/python -m lora export {lora} {tmp_path}/out --merged --model {model_dir}"
+    limited = (
+        f"ulimit -f 20; exec {sys.executable} -B -m lora export {lora} {tmp_path}/out --merged --model {model_dir}"
+    )
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
