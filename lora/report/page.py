@@ -51,6 +51,7 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
 
 
 def scores(table: Table) -> list[Value]:
+    """The values of a table that are the score of a cell."""
     return [cell for row in rows(table.values) for cell in row if isinstance(cell, Value) and cell.cell]
 
 
@@ -107,9 +108,9 @@ def marked(text: str) -> Markup:
 def data(cell: Cell) -> Markup:
     """The attributes of a cell: what its column is sorted by, empty if nothing was measured, and of what it is the
     score."""
-    number = "" if isinstance(cell, str) else f"{cell.number if isinstance(cell, Value) else cell:.6g}"
+    value = "" if isinstance(cell, str) else f"{cell.number if isinstance(cell, Value) else cell:.6g}"
     of_cell = Markup(' data-cell="{}"').format(cell.cell) if isinstance(cell, Value) and cell.cell else ""
-    return Markup('data-value="{}"{}').format(number, of_cell)
+    return Markup('data-value="{}"{}').format(value, of_cell)
 
 
 def with_small(cell: Cell) -> Markup:
