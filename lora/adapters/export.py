@@ -43,11 +43,12 @@ def main(given: argparse.Namespace) -> None:
             to_peft(adapter, out, given.model)
             for path in (path for path in out.rglob("*") if path.is_file() and path.stat().st_nlink > 1):
                 write_atomically(path, path.read_bytes())  # a file of its own, whatever becomes of the base
-    except (OSError, SafetensorError, UserError) as error:
+    except UserError:
         shutil.rmtree(out, ignore_errors=True)
-        raise (
-            error if isinstance(error, UserError) else UserError(f"cannot write {out}: {first_line(error)}")
-        ) from error
+        raise
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise UserError(f"cannot write {out}: {first_line(error)}") from error
     print(out)
 
 

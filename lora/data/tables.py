@@ -79,12 +79,7 @@ def read_table(path: Path) -> Table:
         text = path.read_text("utf-8", "surrogateescape")
         line = text.count("\n", 0, SURROGATE.search(text).start()) + 1
         raise UserError(f"{path}, line {line}: {first_line(error)}: save the file as UTF-8") from error
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        csv.Error,
-    ) as error:  # ValueError: pandas', pyarrow's and JSON's own are such
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: pandas', pyarrow's and JSON's own are such
         reason = first_line(error).removeprefix("Error tokenizing data. C error: ")
         raise UserError(f"cannot read {path}: {reason}") from error
 
