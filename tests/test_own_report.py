@@ -31,7 +31,7 @@ from lora.report.stats import all_pairs
 from lora.report.terminal import markdown
 from lora.sweep.request import select_runs
 
-BASELINES = ("Most frequent class", "TF-IDF, logistic regression (strength 1)")
+BASELINES = ("Most frequent class", "TF-IDF, logistic regression")
 FIXED = ["train.precision=fp32", "train.kernels=stock"]
 
 

@@ -1,6 +1,5 @@
 """What a report of one's own task shows besides scores: baselines, costs, errors (`lora.report.analyses.own_rows`)."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pandas as pd
 from lora.data.tasks import Task
 from lora.report.figures import Figure, figure
 from lora.report.runs import task_labels, told_apart
-from lora.report.stats import ends
 from lora.report.tables import trainable
 from lora.table import Cell, Value, number
 
@@ -24,10 +22,9 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
     lines: dict[str, dict[str, Cell]] = {}
     for task, label in task_labels(summary).items():
         for one in entries.get(task, {}).get("baselines", ()):
-            name = re.sub(r" \(strength [^)]*\)", "", one["name"])
-            line = lines.setdefault(name, dict.fromkeys(table.columns, "-"))
-            rows = f"{ends(one['low'], one['high'])} over rows".replace("+", "")
-            line |= {"Method": name, label: number(one["value"], ".1f", rows)}
+            line = lines.setdefault(one["name"], dict.fromkeys(table.columns, "-"))
+            rows = f"{one['low']:.1f} to {one['high']:.1f} over rows"
+            line |= {"Method": one["name"], label: number(one["value"], ".1f", rows)}
     return pd.concat([table, pd.DataFrame([*lines.values()], columns=table.columns)], ignore_index=True)
 
 

@@ -44,8 +44,8 @@ def baselines(task: Task, data: TaskData) -> list[dict[str, Any]]:
     predicted, strength = tf_idf(bool(task.labels), train, labels, dev)
     constant = np.bincount(labels).argmax() if task.labels else labels.mean()
     names = ("Most frequent class", "logistic regression") if task.labels else ("Mean of the train scores", "ridge")
-    found = {names[0]: np.full(len(true), constant), f"TF-IDF, {names[1]} (strength {strength:g})": predicted}
-    return [{"name": name, **scored(task.metric, values, true)} for name, values in found.items()]
+    found = ((names[0], np.full(len(true), constant), None), (f"TF-IDF, {names[1]}", predicted, strength))
+    return [{"name": name, "strength": of, **scored(task.metric, values, true)} for name, values, of in found]
 
 
 def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequence[str]) -> tuple[np.ndarray, float]:
