@@ -6,7 +6,9 @@ import datasets
 import numpy as np
 import pytest
 from glue_files import write_parquet, write_tsv
+from own_tasks import write_csv, write_task
 
+from lora.data.own_task import read_task
 from lora.data.read import read
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
@@ -100,6 +102,29 @@ def test_a_subset_is_fixed_nested_and_in_order(tmp_path):
     assert len({whole.fingerprint, large.fingerprint, small.fingerprint}) == 3
     assert read(task, "tsv", folder, train_rows=100).fingerprint == large.fingerprint
     assert read(task, "tsv", folder, train_rows=5000).fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("scores", [False, True], ids=["classes", "scores"])
+def test_a_draw_of_each_seed_is_nested_and_keeps_every_class(tmp_path, scores):
+    words = ["rare"] + ["some"] * 19 + ["most"] * 80
+    rows = [(f"text {number}", number if scores else word) for number, word in enumerate(words)]
+    for split in ("train", "dev"):
+        write_csv(tmp_path / f"{split}.csv", rows)
+    kind = {"labels": None, "range": [0, 99], "metric": "pearson"} if scores else {"labels": ["rare", "some", "most"]}
+    task = read_task(write_task(tmp_path, **kind))
+    sizes, draws = range(2 if scores else 3, 100), {}
+    for draw in (1, 2):
+        parts = [read(task, "own", train_rows=size, draw=draw).splits["train"] for size in sizes]
+        kept = [set(part["idx"]) for part in parts]
+        assert [len(rows) for rows in kept] == [*sizes] and all(map(set.issubset, kept, kept[1:]))
+        for size, part in zip(sizes, parts, strict=True):
+            classes = np.asarray(part["label"]) // 20 if scores else np.asarray(part["label"])
+            shares = [0.2] * 5 if scores else [0.01, 0.19, 0.8]
+            counts = [np.sum(classes == place) for place in range(len(shares))]
+            assert all(abs(count - size * share) < 2 for count, share in zip(counts, shares, strict=True)), size
+            assert min(counts) >= 1 or size < len(shares)
+        draws[draw] = parts[20]["idx"][:]
+    assert draws[1] != draws[2] and draws[1] != read(task, "own", train_rows=len(draws[1])).splits["train"]["idx"][:]
 
 
 @pytest.mark.parametrize("name", ["cola", "rte"])  # without a header, and with one

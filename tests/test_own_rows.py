@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from own_tasks import write, write_csv, write_task
+from own_tasks import learnable, write, write_csv, write_task
 from sklearn import metrics
 
 from lora.cli import main
 from lora.data.facts import facts, facts_text
 from lora.data.own_task import read_task
 from lora.data.read import read
+from lora.records.record import load_records
 from lora.report.analyses.own_rows import baselines, by_class, error_rows, scored, tf_idf
 from lora.report.build import build
 from lora.report.plots import draw
@@ -101,6 +102,40 @@ def test_scores_have_a_mean_a_ridge_and_residuals(tiny_overrides, tmp_path):
     (series,) = panel["series"]
     assert len(series["x"]) == 60 and set(series["x"]) == {0, 1, 2}
     assert draw(report.figures[name])["svg"].startswith(b"<?xml")
+
+
+def test_test_rows_are_scored_at_the_best_epoch_and_choose_nothing(tiny_overrides, model_dir, tmp_path, capsys):
+    """The record's score is that of the saved adapter on the file, and without the split the run is the same."""
+    plain, results = write(tmp_path / "data", 80, 60), tmp_path / "results"
+    write_csv(tmp_path / "data" / "test.csv", learnable(50, 3))
+    path = write_task(tmp_path / "data", "tested", test="test.csv")
+    asked = [one for one in tiny_overrides if not one.startswith(("profile=", "task=", "data.path"))]
+    asked = ["profile=own", *asked, "experiment=own_task", "method=lora", "seed=1,2", "train.epochs=4"]
+    for task in (path, plain):
+        assert main(["-m", *asked, f"task={task}", "runtime.save_adapter=true"]) == 0
+    records, _ = load_records(results)
+    pairs = {}
+    for record in records:
+        pairs.setdefault((record.config["method"]["name"], record.config["seed"]), {})["test" in record.selected] = (
+            record
+        )
+    for both in pairs.values():
+        one, other = both[True], both[False]
+        best = one.selected["best"]["epoch"]
+        assert one.predictions == other.predictions and one.selected["best"] == other.selected["best"]
+        predicted = tmp_path / f"{one.run_id}.csv"
+        where = tmp_path / "outputs" / "adapters" / one.run_id
+        command = ["predict", f"--adapter={where}", f"--input={tmp_path}/data/test.csv", f"--output={predicted}"]
+        assert main([*command, f"--model={model_dir}"]) == 0
+        right = np.mean(pd.read_csv(predicted)["prediction"] == [mood for _, mood in learnable(50, 3)])
+        assert one.selected["test"] == {"value": right, "rows": 50}
+        assert [epoch["epoch"] for epoch in one.epochs if "test" in epoch["metrics"]][-1] == best
+    (table,) = [table for table in build("own", [f"runtime.results={results}"]).tables if table.name == "test_own"]
+    scores = [both[True].selected["test"]["value"] for both in pairs.values()]
+    assert table.values["Test"].item().number == pytest.approx(100 * np.mean(scores))
+    write_csv(tmp_path / "data" / "test.csv", learnable(50, 4))
+    assert main(["-m", *asked, f"task={path}"]) == 2
+    assert "the test rows of tested-" in capsys.readouterr().err
 
 
 def test_a_launch_ends_with_them(tiny_overrides, tmp_path, capsys):

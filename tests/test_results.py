@@ -16,6 +16,7 @@ def record(run_id=RUN_ID, value=0.8, **changes) -> RunRecord:
     config |= {
         "start": "pretrained",
         "seed": 1,
+        "data": {},
         "train": {"epochs": 1, "lr": 1e-3},
         "runtime": {"threads": 1, "device": "cpu"},
     }

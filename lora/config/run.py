@@ -66,7 +66,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data and how it is batched."""
+    """The data and how it is batched.
+
+    Args:
+        train_draw: Whether each seed draws train rows of its own, which all methods and sizes share, or all the same.
+    """
 
     source: Literal["embedded", "tsv", "parquet", "hub", "own"]
     path: str | None
@@ -74,6 +78,7 @@ class DataConfig:
     train_rows: int | None
     max_length: int
     batching: Literal["random", "similar_length"]
+    train_draw: Literal["fixed", "seed"] = "fixed"
 
     def __post_init__(self):
         problems = Problems()
@@ -82,6 +87,8 @@ class DataConfig:
         problems.check(fits, "path", "null for a task of your own, whose file names its rows", self.path)
         problems.check(self.train_rows is None or self.train_rows > 1, "train_rows", "null or >= 2", self.train_rows)
         problems.check(self.max_length >= 4, "max_length", ">= 4 tokens", self.max_length)
+        draws = self.train_draw == "fixed" or self.train_rows is not None
+        problems.check(draws, "train_draw", "fixed on all train rows", self.train_draw)
         problems.done()
 
 
@@ -201,6 +208,12 @@ class RunConfig:
         problems.done()
 
     @property
+    def rows(self) -> dict[str, Any]:
+        """The arguments of `lora.data.read.read` for the rows of this run."""
+        rows = {name: getattr(self.data, name) for name in ("source", "path", "revision", "train_rows")}
+        return rows | {"draw": self.seed if self.data.train_draw == "seed" else None}
+
+    @property
     def slug(self) -> str:
         """The method's, marked if B has a rate of its own."""
         return f"{self.method.slug}{'-plus' if self.train.lora_plus else ''}"
@@ -292,6 +305,10 @@ def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
         config = build(RunConfig, {**mapping, "method": built})
         sources, source = SOURCES_OF[task.family], config.data.source
         problems.check(source in sources, "data.source", f"{' or '.join(sources)} for task {task.name}", source)
+        if config.data.train_draw == "seed":
+            least, whole, asked = max(2, len(task.labels)), task.official_rows[task.train_split], config.data.train_rows
+            rule = f"from {least}, a row for each class, to {whole - 1}, fewer than all, with train_draw=seed"
+            problems.check(least <= asked < whole, "data.train_rows", rule, asked)
     except SettingsError as error:
         problems += error.problems
     problems.done()

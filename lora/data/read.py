@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lora.files import at_home, listing
 from lora.rng import shuffled
 
 BOM = b"\xef\xbb\xbf"
+STRATA = 5  # of scores, in a draw that keeps their spread
 HUB_ID = "nyu-mll/glue"
 
 
@@ -56,6 +58,7 @@ def read(
     revision: str | None = None,
     train_rows: int | None = None,
     splits: tuple[str, ...] | None = None,
+    draw: int | None = None,
 ) -> TaskData:
     """Read splits of a task.
 
@@ -63,9 +66,10 @@ def read(
         source: `embedded`, `tsv`, `parquet`, `hub`; `own` for a user-defined task, whose file locates its rows.
         path: The folder that holds the tasks' folders, for `tsv` and `parquet`.
         revision: Commit, tag or branch, for `hub`.
-        train_rows: Size of a fixed subset of the train split, the same for every seed and contained in every larger
-            subset, in the split's order. None uses all rows.
+        train_rows: Size of a subset of the train split, contained in every larger one, in the split's order. None uses
+            all rows.
         splits: None reads train and validation.
+        draw: None takes the same subset for every seed. A number draws one of its own (`stratified`).
     Raises: UserError: If a file is not available, or a row does not fit the task.
     """
     if task.is_definition_only:
@@ -86,7 +90,7 @@ def read(
         else:
             folder = at_home(path) if source == "parquet" else None
             rows, commit = read_hub_layout(task, split, folder, revision)
-        read_rows[split] = as_dataset(task, rows, subset(task, split, len(rows["label"]), train_rows))
+        read_rows[split] = as_dataset(task, rows, subset(task, split, rows["label"], train_rows, draw))
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
     dev = {split: read_rows[split] for split in task.validation_splits if split in read_rows}
@@ -103,11 +107,38 @@ def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datase
     return datasets.Dataset.from_dict({**picked, "idx": rows}, features=features)
 
 
-def subset(task: Task, split: str, count: int, train_rows: int | None) -> np.ndarray:
-    """Indices of the rows to use: all, or the first `train_rows` of the train split's fixed shuffle, in split order."""
+def read_test(task: Task, source: str) -> TaskData | None:
+    """The test split of a user-defined task. None if it has none, or one without labels; GLUE's have none."""
+    if task.own is None or not task.test_splits:
+        return None
+    data = read(task, source, splits=task.test_splits)
+    return None if None in data.splits["test"]["label"][:] else data
+
+
+def subset(task: Task, split: str, labels: Sequence, train_rows: int | None, draw: int | None) -> np.ndarray:
+    """Indices of the rows to use, in split order: all, or the first `train_rows` of an order of the train split, which
+    is one fixed shuffle or, with `draw`, `stratified`."""
+    count = len(labels)
     if split != task.train_split or train_rows is None or train_rows >= count:
         return np.arange(count)
-    return np.sort(shuffled(count, "train rows", task.name)[:train_rows])
+    order = shuffled(count, "train rows", task.name) if draw is None else stratified(task, np.asarray(labels), draw)
+    return np.sort(order[:train_rows])
+
+
+def stratified(task: Task, labels: np.ndarray, draw: int) -> np.ndarray:
+    """An order of rows that depends on task and draw alone: first one row of each class, and then, up to every place,
+    the classes in nearly the shares of the whole split. Scores are divided into fifths of their order, as classes."""
+    order = shuffled(len(labels), "train draw", task.name, draw)
+    if not task.labels:
+        places = np.empty(len(labels), int)
+        places[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+        labels = places * STRATA // len(labels)
+    keys = np.empty(len(labels))
+    for value in np.unique(labels):
+        of_class = order[labels[order] == value]
+        keys[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+        keys[of_class[0]] = 0.0
+    return order[np.argsort(keys[order], kind="stable")]
 
 
 def fingerprint(task: Task, splits: dict[str, datasets.Dataset]) -> str:

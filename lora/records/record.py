@@ -31,7 +31,8 @@ class RunRecord:
         epochs: For each epoch: epoch, step, train_loss, metrics {split: {metric: value or null}} and, since schema 3,
             loss {split: value}, the mean over the rows (`lora.training.evaluation.predict`).
         selected: For `best` and `last`: epoch, and headline metric on the selecting split. Since schema 2, for
-            `split_half` that metric with the epoch chosen on other rows (`lora.training.evaluation.split_half`).
+            `split_half` that metric with the epoch chosen on other rows (`lora.training.evaluation.split_half`). For
+            `test`, where a user's task has a labelled test split, that metric of `best` there, and the number of rows.
         cost: Seconds, step time, throughput, bytes. They vary between repetitions and are not results.
         provenance: Code, packages, device, weights, rows and their fingerprint.
         predictions: SHA-256 of the file with the dev predictions of every epoch; in schema 1, of `best` and `last`.
@@ -132,9 +133,9 @@ def load_records(results: str | Path) -> tuple[list[RunRecord], list[str]]:
 
 FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
-    *("best", "last", "split_half", "best_epoch", "last_loss", "lowest_loss"),
+    *("best", "last", "split_half", "best_epoch", "last_loss", "lowest_loss", "test", "test_rows"),
     *("trainable_method", "trainable_head", "total", "seconds", "step_ms", "checkpoint_bytes"),
-    *("is_part", "train_rows", "fingerprint", "dev_fingerprint", "device"),
+    *("is_part", "train_rows", "draw", "fingerprint", "dev_fingerprint", "test_fingerprint", "device"),
     *("truncated", "rate_from", "rate_name"),
 )
 
@@ -144,7 +145,8 @@ def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
 
     Returns: Columns `FRAME_COLUMNS`; `best` and `last` are the headline metric of the best and of the last epoch,
         `split_half` that of epochs chosen on other rows (missing before schema 2), `last_loss` and `lowest_loss` the
-        mean dev loss of the last epoch and the lowest of all epochs (missing before schema 3), `step_ms` and
+        mean dev loss of the last epoch and the lowest of all epochs (missing before schema 3), `test` the best epoch's
+        metric on labelled test rows, `draw` the seed that drew the train rows (-1: the same for all), `step_ms` and
         `checkpoint_bytes` the median time of a step and the size of an adapter (missing if they were not measured),
         `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` and
         `rate_name` those of `lora.config.run.RuntimeConfig`.
@@ -175,6 +177,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "best_epoch": selected["best"]["epoch"],
         "last_loss": losses[-1],
         "lowest_loss": min(losses),
+        "test": _number(selected["test"]["value"]) if "test" in selected else math.nan,
+        "test_rows": _number(selected["test"]["rows"]) if "test" in selected else math.nan,
         **record.params,
         "seconds": record.seconds,
         "step_ms": _number((record.cost or {}).get("step_ms")),
@@ -182,7 +186,9 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "is_part": data["is_part"],
         "train_rows": data["rows"]["train"],
         "fingerprint": data["fingerprint"],
+        "draw": config["seed"] if config["data"].get("train_draw") == "seed" else -1,
         "dev_fingerprint": data.get("dev_fingerprint"),
+        "test_fingerprint": data.get("test_fingerprint"),
         "device": record.provenance["device"],
         "truncated": sum(data["truncated"].values()) / sum(data["rows"].values()) if "truncated" in data else math.nan,
         "rate_from": config["runtime"].get("rate_from"),

@@ -36,6 +36,7 @@ from lora.report.own import (
     costs_table,
     errors_table,
     scatter_figure,
+    test_table,
     with_baselines,
 )
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
@@ -148,6 +149,8 @@ def methods(section: Section) -> list[Table]:
         made.append(section.table("rates", "How each learning rate was chosen", cells, [note("rates")]))
         costs = section.table("costs", "What each method costs", costs_table(section.runs), [note("costs")])
         made.append(replace(costs, banner="", above=""))
+        tested = section.table("test", "Test rows, not used to choose", test_table(section.runs), [note("test")])
+        made += [replace(tested, banner="", above="")] * (len(tested.cells) > 0)
         made += errors(section)
     return made
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from lora.data.tasks import Task
 from lora.report.figures import Figure, figure
-from lora.report.runs import task_labels, told_apart
+from lora.report.runs import in_order, task_labels, told_apart
 from lora.report.tables import trainable
 from lora.table import Cell, Value, number
 
@@ -38,6 +38,21 @@ def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
         line |= {"Runs": len(of_method)}
         line |= {"Minutes a run": number(middle["seconds"] / 60, ".1f"), "Step, ms": number(middle["step_ms"], ".1f")}
         lines.append(line | {"A task on disk, MB": number(middle["checkpoint_bytes"] / 1e6, ".2f"), "Device": device})
+    return pd.DataFrame(lines)
+
+
+def test_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line per task and method whose runs scored labelled test rows: mean and standard deviation over the runs."""
+    lines, runs = [], runs.assign(label=told_apart(runs, ["model", "protocol"]))
+    units = dict(zip(in_order(runs), task_labels(runs).values(), strict=True))
+    for (task, label), of_method in runs.dropna(subset="test_rows").groupby(["task", "label"], sort=False):
+        line = {"Task": units[task], "Method": label, "Runs": len(of_method)}
+        line |= {"Test rows": int(of_method["test_rows"].iloc[0])}
+        for title, scores in (("Dev", 100 * of_method["best"]), ("Test", 100 * of_method["test"])):
+            spread = f" ±{scores.std():.1f}" if len(scores) > 1 else ""
+            mean = scores.mean(skipna=False)
+            line |= {title: "-" if pd.isna(mean) else Value(mean, f"{mean:.1f}{spread}")}
+        lines.append(line)
     return pd.DataFrame(lines)
 
 

@@ -153,10 +153,7 @@ def own_facts(runs: Iterable[PlannedRun]) -> list[str]:
         return []
     from lora.data.read import read  # loads the datasets library
 
-    found = {
-        name: facts(run.task, read(run.task, "own", train_rows=run.config.data.train_rows))
-        for name, run in tasks.items()
-    }
+    found = {name: facts(run.task, read(run.task, **run.config.rows)) for name, run in tasks.items()}
     return [f"  data:    {line}" for each in found.values() for line in facts_text(each)]
 
 

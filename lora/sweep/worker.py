@@ -236,19 +236,19 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
     asked: dict[str, RunConfig] = {}  # by task
-    rows: dict[tuple[str, int | str | None], str] = {}  # by task, and part of the train rows or "dev"
+    rows: dict[tuple[Any, ...], str] = {}  # by task, part of the train rows and draw, or by task and "dev" or "test"
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     known = {run.run_id for run in runs}
     for run in sorted(runs, key=lambda run: run.run_id not in todo):
         config, model = run.config, run.config.model
-        part = (config.task, config.data.train_rows)
+        part = (config.task, config.data.train_rows, config.rows["draw"])
         asked.setdefault(config.task, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
-            from lora.data.read import read  # loads the datasets library
+            from lora.data.read import read, read_test  # loads the datasets library
 
-            data = config.data
-            found = read(run.task, data.source, data.path, data.revision, data.train_rows)
+            found, test = read(run.task, **config.rows), read_test(run.task, config.data.source)
             rows[part], rows[config.task, "dev"] = found.fingerprint, found.dev_fingerprint
+            rows |= {(config.task, "test"): test.fingerprint} if test is not None else {}
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
@@ -256,6 +256,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     for record in records:
         task, data, name = record.config["task"], record.config["data"], record.config["model"]["name"]
         config, made = asked.get(task), record.provenance
+        draw = record.config["seed"] if data.get("train_draw") == "seed" else None
         if config is None or made is None:  # of another task; of a failed run
             continue
         on_hub = config.data.source == data["source"] == "hub"
@@ -263,7 +264,8 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         model_files, tokenizer_files = weights.get(name, (None, None))
         for what, here, recorded in (
             (f"dev rows of {task}", rows.get((task, "dev")), made["data"].get("dev_fingerprint")),
-            (f"rows of {task}", rows.get((task, data["train_rows"])), made["data"]["fingerprint"]),
+            (f"test rows of {task}", rows.get((task, "test")), made["data"].get("test_fingerprint")),
+            (f"rows of {task}", rows.get((task, data["train_rows"], draw)), made["data"]["fingerprint"]),
             (f"revision of the rows of {task}", config.data.revision if on_hub else None, data["revision"]),
             (f"weights of {name}", model_files, made["weights"]),
             (f"tokenizer files of {name}", tokenizer_files, made.get("tokenizer")),

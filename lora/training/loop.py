@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
-from lora.data.read import read
+from lora.data.read import read, read_test
 from lora.data.tasks import Task
 from lora.errors import DIVERGED, DivergedError
 from lora.methods import apply
@@ -77,7 +77,7 @@ def run(
     process = start_process(config)
 
     # Rows, model and method.
-    data = read(task, config.data.source, config.data.path, config.data.revision, config.data.train_rows)
+    data, test = read(task, **config.rows), read_test(task, config.data.source)
     max_length = config.data.max_length
     encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout, max_length)
     model, tokenizer = encoder.model, encoder.tokenizer
@@ -90,6 +90,7 @@ def run(
     method, params = model.applied.method, count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
+    tested = {} if test is None else {"test": encode(test.splits["test"], task, tokenizer, max_length)}
     truncated = {name: len(split.truncated) for name, split in splits.items()}
     if process.rank == 0 and any(truncated.values()):
         announce_truncated(config.task, sum(truncated.values()) / sum(data.rows.values()), max_length)
@@ -100,7 +101,7 @@ def run(
     step = prepare_step(model, config, task, process, steps, data.splits["train"]["label"][:])
 
     # The loop, from the beginning or from the checkpoint.
-    inputs = made_from(config, data.fingerprint, encoder, process)
+    inputs = made_from(config, data.fingerprint + (test.fingerprint if test else ""), encoder, process)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
     checkpointer = Checkpointer(path, config.runtime.checkpoint_minutes, step, inputs)
     state = checkpointer.resume(started_at)
@@ -125,25 +126,33 @@ def run(
             checkpointer.pause(state)
         check_finite(state.losses, state.step)
         between = functools.partial(checkpointer.pause, state)
+        arguments = task, tokenizer.pad_token_id, train.eval_batch, process, between
         predictions, dev_loss = {}, {}
         for name in task.validation_splits:
-            of_split = splits[name], task, tokenizer.pad_token_id, train.eval_batch
-            predictions[name], dev_loss[name] = predict(model, *of_split, process, between)
+            predictions[name], dev_loss[name] = predict(model, splits[name], *arguments)
         values = evaluate(predictions, splits, task, config.runtime.outputs)
         metric = values[headline][task.metric]
         mean_loss = torch.stack(state.losses).mean().item()
         losses = {"train_loss": mean_loss, "loss": dev_loss}
-        state.epochs.append({"epoch": epoch, "step": state.step, **losses, "metrics": values})
+        entry = {"epoch": epoch, "step": state.step, **losses, "metrics": values}
+        selected = select([*state.epochs, entry], task, train.selection)
+        is_best = selected["best"]["epoch"] == epoch
+        if tested and is_best:  # after the choice, which it does not enter
+            of_test = {"test": predict(model, tested["test"], *arguments)[0]}
+            values |= evaluate(of_test, tested, task, config.runtime.outputs)
+        state.epochs.append(entry)
         state.losses = []
         state.predictions[epoch] = {name: torch.from_numpy(predicted) for name, predicted in predictions.items()}
-        selected = select(state.epochs, task, train.selection)
-        if pack is not None and selected["best"]["epoch"] == epoch:
+        if pack is not None and is_best:
             state.adapter = pack(selected)
 
     # The record.
     selected = select(state.epochs, task, train.selection)
     arrays = {epoch: {name: t.numpy() for name, t in tensors.items()} for epoch, tensors in state.predictions.items()}
     selected["split_half"] = {"value": split_half(arrays, splits, task, train.selection)}
+    if test is not None:
+        of_best = state.epochs[selected["best"]["epoch"] - 1]["metrics"]["test"]
+        selected["test"] = {"value": of_best[task.metric], "rows": test.rows["test"]}
     seconds = state.earlier_seconds + time.monotonic() - started
     packed = save({f"{epoch}.{name}": array for epoch, by_split in arrays.items() for name, array in by_split.items()})
     record = RunRecord(
@@ -175,7 +184,8 @@ def run(
             "weights": encoder.weights,
             "tokenizer": encoder.tokenizer_files,
             "revision": encoder.revision,
-            "data": {key: getattr(data, key) for key in RECORDED} | {"truncated": truncated},
+            "data": {key: getattr(data, key) for key in RECORDED}
+            | {"truncated": truncated, "test_fingerprint": None if test is None else test.fingerprint},
             # PEFT's version and the parameters that it resolved
             **({"peft": {"version": version("peft"), **method.options}} if method.name == "peft" else {}),
         },

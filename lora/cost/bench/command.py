@@ -124,8 +124,8 @@ def export_rows(config: RunConfig, folder: Path) -> Path:
     """Write the splits that a run reads as JSON lines, for a script. Returns: Their folder."""
     from lora.data.read import read  # loads pandas and datasets
 
-    task, data, target = TASKS[config.task], config.data, folder / config.task
-    splits = read(task, data.source, data.path, data.revision, data.train_rows).splits
+    task, target = TASKS[config.task], folder / config.task
+    splits = read(task, **config.rows).splits
     target.mkdir(parents=True)
     for split, name in zip(task.training_splits, ("train", "validation"), strict=True):
         splits[split].select_columns([*task.columns, "label"]).to_json(target / f"{name}.json")

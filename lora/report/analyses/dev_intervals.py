@@ -119,8 +119,7 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
         if task.metric not in METRICS or (task.is_definition_only and runs["task"].nunique() > 1):
             continue  # a metric that runs alone execute, or the command names the file of another task
         run = run_here(gathered.state.ok[row.run_id], gathered)
-        data = run.config.data
-        found = read(run.task, data.source, data.path, data.revision, data.train_rows)
+        found = read(run.task, **run.config.rows)
         if found.fingerprint != row.fingerprint:
             raise UserError(f"the rows of {row.task} are not those that {row.run_id} was trained on")
         splits = splits_of(gathered.state.ok[row.run_id])

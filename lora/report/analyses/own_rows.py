@@ -137,8 +137,7 @@ def analyse(gathered: Gathered) -> int:
         if task.is_definition_only:
             continue
         first = of_task.sort_values("train_rows", kind="stable").iloc[-1]  # of those on the most train rows
-        config = run_here(gathered.state.ok[first["run_id"]], gathered).config
-        data = read(task, config.data.source, train_rows=config.data.train_rows)
+        data = read(task, **run_here(gathered.state.ok[first["run_id"]], gathered).config.rows)
         if data.fingerprint != first["fingerprint"]:
             raise UserError(f"the rows of {name} are not those that {first['run_id']} was trained on")
         true = np.asarray(data.splits[task.validation_splits[0]]["label"])

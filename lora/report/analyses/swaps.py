@@ -83,7 +83,7 @@ def subtraction(adapters: Adapters) -> list[dict[str, Any]]:
     task, data = run.task, run.config.data
     if not task.labels:
         return []
-    rows = read(task, data.source, data.path, data.revision, data.train_rows).splits[task.validation_splits[0]]
+    rows = read(task, **run.config.rows).splits[task.validation_splits[0]]
     cases = []
     for label, dtype in DTYPES.items():
         encoder = load_encoder(run.config.model, task, run.seed)
