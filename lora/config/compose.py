@@ -19,7 +19,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from lora.config.auto import Measure, resolve_auto
 from lora.config.encoder_files import local_name
 from lora.config.plan import planned_tasks
-from lora.config.rates import rate_name, tuned_rate
+from lora.config.rates import nearest_rate, rate_name, read_rates
 from lora.config.run import PlannedRun, RunConfig, run_config
 from lora.config.select import PLACES
 from lora.data.own_task import find_task, task_file
@@ -239,13 +239,16 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
     if model["name"] == model["source"] == "local" and model["path"]:
         model["name"] = local_name(model["path"])
     runtime["rate_name"] = rate_name(chosen_option("method", overrides), usual, settings)
-    tuned = tuned_rate(rates, (model["name"], settings["protocol"], settings["task"], runtime["rate_name"]))
+    whole, part = task.official_rows[task.train_split], data["train_rows"]
+    rows = min(part, whole) if isinstance(part, int) and part > 0 else whole
+    place = (model["name"], settings["protocol"], settings["task"], runtime["rate_name"])
+    tuned = nearest_rate(read_rates(rates), place, rows, whole)
     if rates is not None and values_given("rates", overrides) and not at_home(str(rates)).exists():
         raise UserError(f"the file of rates {rates} does not exist; `python -m lora tune` writes it")
     states_rate = any(re.match(r"(train|hparams\..*)\.lr=", override) for override in overrides)
     runtime["rate_from"] = "stated" if states_rate else row if tuned is None else "tuned"
     if runtime["rate_from"] == "tuned":
-        train["lr"] = tuned
+        train["lr"] = tuned.lr
     resolve_auto(settings["method"], model, train, runtime, bool(launcher.get("gpus")), measure)
     run = run_config(settings, task)
     # not a rule of `RunConfig`, because older records may name such folders

@@ -5,6 +5,7 @@ The file is `results/<profile>/rates.yaml` (the setting `rates`), which git igno
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Rate:
         seeds: Seeds of the tuning runs.
         tried: Rate -> mean over seeds of the best epoch's headline metric on the dev set, a fraction; None if training
             diverged or collapsed.
+        train_rows: The number of train rows that it was tuned on; None: all.
     """
 
     model: str
@@ -44,10 +46,16 @@ class Rate:
     lr: float
     seeds: tuple[int, ...]
     tried: dict[float, float | None]
+    train_rows: int | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:
         return self.model, self.protocol, self.task, self.method
+
+    @property
+    def tuned_alike(self) -> str:
+        """What the tuning of other methods must share: the number of values, and the train rows."""
+        return f"{len(self.tried)} values{f' on {self.train_rows} rows' if self.train_rows else ''}"
 
 
 def rate_name(option: str, usual: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -75,9 +83,17 @@ def rates_path(setting: Any) -> Path | None:
     return None if (RESULTS / REFERENCE).resolve() in path.resolve().parents else path
 
 
-def tuned_rate(setting: Any, key: tuple[str, str, str, str]) -> float | None:
-    """The tuned rate of an encoder, protocol, task and method, if there is one. Raises: As `read_rates`."""
-    return next((one.lr for one in read_rates(setting) if one.key == key), None)
+def nearest_rate(rates: Iterable[Rate], key: tuple[str, str, str, str], rows: int, whole: int) -> Rate | None:
+    """The rate of an encoder, protocol, task and method, if there is one. Of several, the one that was tuned on the
+    nearest number of train rows: the smallest ratio, the larger number on a tie.
+
+    Args:
+        rows: Those of the run.
+        whole: Those of the whole split.
+    """
+    sizes = {one.train_rows or whole: one for one in rates if one.key == key}
+    nearest = min(sizes, key=lambda size: (Fraction(max(size, rows), min(size, rows)), -size), default=None)
+    return None if nearest is None else sizes[nearest]
 
 
 def read_rates(setting: Any) -> tuple[Rate, ...]:
@@ -100,12 +116,13 @@ def read_rates(setting: Any) -> tuple[Rate, ...]:
 @cached_by_file
 def _read(path: Path) -> tuple[Rate, ...]:
     rates = [build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"]]
-    return tuple({rate.key: rate for rate in rates}.values())
+    return tuple({(*rate.key, rate.train_rows): rate for rate in rates}.values())
 
 
 def write_rates(path: Path, new: Iterable[Rate]) -> None:
-    """Add rates to a file. Each replaces an earlier one of the same encoder, protocol, task and method."""
-    kept = {one.key: one for one in (*read_rates(path), *new)}
+    """Add rates to a file. Each replaces an earlier one of the same encoder, protocol, task, method and train rows."""
+    kept = {(*one.key, one.train_rows or 0): one for one in (*read_rates(path), *new)}
     entries = [asdict(kept[key]) | {"seeds": list(kept[key].seeds)} for key in sorted(kept)]
+    entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
     text = yaml.safe_dump({"rates": entries}, sort_keys=False, default_flow_style=None, width=120)
     write_atomically(path, (HEAD + text).encode())

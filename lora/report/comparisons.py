@@ -130,7 +130,7 @@ def rows_text(rows: float) -> str:
 
 def origins_of(runs: pd.DataFrame, rates: Iterable[Rate]) -> dict[str, str]:
     """run_id -> how its rate was chosen: `untuned`, or `tuned, of 3 values`. Without runs whose rate was stated."""
-    sizes = {(*rate.key, rate.lr): f"tuned, of {len(rate.tried)} values" for rate in rates}
+    sizes = {(*rate.key, rate.lr): f"tuned, of {rate.tuned_alike}" for rate in rates}
     found = {}
     for run in runs.dropna(subset="rate_from").itertuples():
         if run.rate_from != "stated":
@@ -324,13 +324,14 @@ def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
 
 def rates_table(runs: pd.DataFrame, rates: Iterable[Rate]) -> pd.DataFrame:
     """Each method's learning rate on each task, and how it was chosen. `rates`: the tuned ones."""
-    known, lines = {one.key: one for one in rates}, []
+    known, lines = {(*one.key, one.lr): one for one in rates}, []
     runs = runs.assign(label=told_apart(runs, ["model", "protocol"]))
     for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
         chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
-        rate = known.get((run.model, run.protocol, run.task, run.rate_name))
-        if run.rate_from == "tuned" and rate is not None and rate.lr == run.lr:  # the file may have changed since
-            chosen += f", of {len(rate.tried)}" + ", at the edge" * (rate.lr in (min(rate.tried), max(rate.tried)))
+        rate = known.get((run.model, run.protocol, run.task, run.rate_name, run.lr))
+        if run.rate_from == "tuned" and rate is not None:  # the file may have changed since
+            edge = ", at the edge" * (rate.lr in (min(rate.tried), max(rate.tried)))
+            chosen += f", of {rate.tuned_alike.replace(' values', '')}{edge}"
         line = {"Method": run.label, "Task": task_title(run.task)}
         lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
     return pd.DataFrame(lines)

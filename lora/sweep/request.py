@@ -18,13 +18,14 @@ from omegaconf import DictConfig
 from lora.config.auto import Measure
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
 from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks
-from lora.config.rates import FILE, read_rates
+from lora.config.rates import FILE, nearest_rate, read_rates
 from lora.config.run import PlannedRun
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import at_home
 from lora.sweep.expand import Values, expand_blocks
+from lora.sweep.sizes import HALVES, ROWS, sized
 
 
 class Request(NamedTuple):
@@ -75,6 +76,9 @@ def select_runs(
     read_rates(rates_setting(request.profile, overrides))  # a broken file is one mistake, not one of every run
     grids, chosen = grids_of(request, whole)
     blocks = narrowed(grids, chosen) if grids else {ADHOC: [request.given]}
+    for name, of_grid in grids.items():
+        if HALVES in values_of(ROWS, of_grid):
+            blocks[name] = sized(request.profile, blocks[name], tasks)
     runs = expand_blocks(request.profile, blocks, chosen, tasks, measure)
     if not runs:
         raise UserError(f"no run of profile {request.profile} has {' '.join(overrides)} together\n{ways_out(request)}")
@@ -137,7 +141,10 @@ def grids_text(profile: str, arguments: Sequence[str], runs: Sequence[PlannedRun
         chosen = [run for run in runs if name in run.experiments and run.run_id not in parents]
         every = sum(math.prod(map(len, block.values())) for block in blocks)
         replaced = {key: values for key, values in request.given.items() if new_values(key, values, blocks)}
-        if replaced:
+        if HALVES in values_of(ROWS, blocks) and not replaced:
+            sizes = sorted({run.train_rows for run in chosen})
+            lines.append(f"{len(chosen)} runs of {name}, on {', '.join(map(str, sizes))} train rows")
+        elif replaced:
             known = {key: ", ".join(values_of(key, blocks)) for key in replaced}
             words = (f"{key}={','.join(new)} in place of {known[key]}" for key, new in replaced.items())
             held = [fact for key, fact in _content(name).get("equal", {}).items() if key in replaced]
@@ -177,16 +184,17 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
             f"seed must be one on which no learning rate was chosen, got {', '.join(map(str, seeds))}: the rates in "
             f"{path} look best on the seeds they were chosen on; give other seeds, or ignore the file with rates=null"
         )
-    sizes = {rate.key: len(rate.tried) for rate in rates}
-    tasks: dict[tuple[str, str, str], dict[str, int]] = {}
-    for run in runs if sizes else ():
+    tasks: dict[tuple[str, str, str, int], dict[str, str]] = {}
+    for run in runs if rates else ():
         origin, place = run.config.runtime.rate_from, (run.model, run.protocol, run.task.name)
         if origin != "stated":
             name = run.config.runtime.rate_name
-            tasks.setdefault(place, {})[name] = sizes[*place, name] if origin == "tuned" else 0
-    for (_, _, task), methods in tasks.items():
+            rate = nearest_rate(rates, (*place, name), run.train_rows, run.task.official_rows[run.task.train_split])
+            alike = rate.tuned_alike if origin == "tuned" else "no values"
+            tasks.setdefault((*place, run.train_rows), {})[name] = alike
+    for (_, _, task, _), methods in tasks.items():
         if len(set(methods.values())) > 1:
-            tried = ", ".join(f"{method} with {size or 'no'} values" for method, size in methods.items())
+            tried = ", ".join(f"{method} with {alike}" for method, alike in methods.items())
             options = ",".join(name for name in methods if " " not in name)
             ways = [f"method={name}" for name in (options, *(name for name in methods if " " in name)) if name]
             raise UserError(

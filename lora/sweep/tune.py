@@ -1,5 +1,7 @@
 """`python -m lora tune profile=NAME task=A,B method=C,D`: choose each method's learning rate for the user's own runs.
 
+With data.train_rows=N,M it is chosen at these numbers of train rows, and a run takes that of the nearest.
+
 Every method gets a grid of the same size, on a seed that no table reports. The rate with the best mean of the best
 epochs on dev is taken, the lowest on a tie. A run that diverged or collapsed wins nothing. If the best rate is at an
 edge of its grid, the output says so.
@@ -8,6 +10,7 @@ The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and
 """
 
 import argparse
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +26,7 @@ from lora.records.record import RunRecord
 from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.launch import launch_runs
 from lora.sweep.request import LEARNING_RATE, grids_for, own_tasks, read_request, settings_of, sweep_settings, values_of
+from lora.sweep.sizes import EPOCHS, ROWS, epochs_for
 
 METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
@@ -53,21 +57,22 @@ def main(given: argparse.Namespace) -> None:
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
         raise UnfinishedError(unfinished)
     print("learning rates, and the mean score over seeds of the best epoch on dev (-: diverged, collapsed or no score)")
-    rates, without, earlier = [], [], {one.key: one.lr for one in read_rates(path)}
+    rates, without, earlier = [], [], {(*one.key, one.train_rows): one.lr for one in read_rates(path)}
     for (first, axes), runs in zip(grids, planned, strict=True):
         of_task = [run for run in runs if run.task.name == first.task]
         tried = scores(of_task, now.ok, Path(settings.runtime.results))
         best, outcome = best_rate(tried, of_task[0].task.metric)
-        name = first.runtime.rate_name
-        key = (first.model.name, first.protocol, first.task, name)
-        line = f"{name} on {first.task}: {outcome}"
+        name, rows = first.runtime.rate_name, first.data.train_rows if ROWS in axes else None
+        place = (first.model.name, first.protocol, first.task, name)
+        key = (*place, rows)
+        line = f"{name} on {f'{rows} rows of ' if rows else ''}{first.task}: {outcome}"
         if best is None:
             without.append(line + (f"; {earlier[key]:g}, chosen earlier, stays in {path}" if key in earlier else ""))
             continue
         if key in earlier and earlier[key] != best:
             line += f"; replaces {earlier[key]:g}, chosen earlier"
         print(line)
-        rates.append(Rate(*key, best, tuple(map(int, axes["seed"])), tried))
+        rates.append(Rate(*place, best, tuple(map(int, axes["seed"])), tried, rows))
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")
@@ -81,9 +86,12 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
     reported = {seed for blocks in grids_of_tables for seed in values_of("seed", blocks)}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}
     stated = stated_rates(axes.pop("train.lr")) if "train.lr" in axes else None
+    sizes = axes.pop(ROWS, [""])
     axes["rates"] = ["null"]  # every tuning centres the grid on the row of conf/hparams
     if several := [key for key, values in axes.items() if len(values) > 1 and key != "seed"]:
-        raise UserError(f"only method, task, seed and train.lr take several values in tune, got {', '.join(several)}")
+        raise UserError(
+            f"only method, task, seed, train.lr and {ROWS} take several values in tune, got {', '.join(several)}"
+        )
     if "task" not in given:
         raise UserError("tune needs task=NAME, or several: task=A,B")
     if used := [seed for seed in axes["seed"] if seed in reported]:
@@ -92,13 +100,15 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
             f"{', '.join(sorted(reported, key=int))}, and rates chosen on these would look better than they are"
         )
     grids = []
-    for task in given["task"]:
-        for method in given.get("method", METHODS):
-            own = {**axes, "method": [method], "task": [task]} | ({"train.lr": stated} if stated else {})
-            single = [f"{key}={values[0]}" for key, values in own.items()]
-            first = compose_run([f"profile={profile}", *single])
-            around = [repr(float(f"{first.train.lr * factor:.3g}")) for factor in FACTORS]
-            grids.append((first, {**own, "train.lr": stated or around}))
+    for task, method, rows in itertools.product(given["task"], given.get("method", METHODS), sizes):
+        own = {**axes, "method": [method], "task": [task]} | ({"train.lr": stated} if stated else {})
+        own |= {ROWS: [rows]} if rows else {}
+        single = [f"{key}={values[0]}" for key, values in own.items()]
+        first = compose_run([f"profile={profile}", *single])
+        if rows and first.data.train_rows and EPOCHS not in own:  # as long as the runs of experiment=rows
+            own[EPOCHS] = [str(epochs_for(first.train, first.data.train_rows))]
+        around = [repr(float(f"{first.train.lr * factor:.3g}")) for factor in FACTORS]
+        grids.append((first, {**own, "train.lr": stated or around}))
     return grids
 
 

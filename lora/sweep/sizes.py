@@ -1,0 +1,57 @@
+"""Grids over the number of train rows: the sizes that follow from a task's, and the epochs that follow from a size."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from lora.config.compose import compose_family
+from lora.config.run import TrainConfig
+from lora.data.tasks import Task
+from lora.errors import UserError
+from lora.sweep.expand import Values
+
+ROWS, DRAW, EPOCHS = "data.train_rows", "data.train_draw", "train.epochs"
+HALVES = "halves"  # in place of sizes: all rows, half of them, a quarter, ...
+LEAST, PARTS = 32, 16  # ours: down to this many rows, and to this part of all
+STEPS = 200  # ours: the fewest optimizer steps of a run, since those of ten epochs on 50 rows teach no method anything
+
+
+def halves(whole: int) -> list[int]:
+    """The sizes, the largest first."""
+    sizes = [whole]
+    while sizes[-1] // 2 >= max(LEAST, whole // PARTS):
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def epochs_for(train: TrainConfig, rows: int) -> int:
+    """The epochs of a run on a number of train rows: its own, or as many as `STEPS` take."""
+    return max(train.epochs, math.ceil(STEPS / math.ceil(rows / train.batch)))
+
+
+def sized(profile: str, blocks: Sequence[Values], tasks: Mapping[str, Task]) -> list[Values]:
+    """The blocks of a grid of sizes, with a block for each size, task and method.
+
+    Of all rows nothing is drawn: with the same epochs, the run is that of a grid without sizes.
+
+    Raises: UserError: If a task has too few rows to be halved, or a run is invalid.
+    """
+    made: list[Values] = []
+    for block in blocks:
+        shared = {key: values for key, values in block.items() if key not in ("seed", ROWS, DRAW)}
+        for values in itertools.product(*shared.values()):
+            settings = dict(zip(shared, values, strict=True))
+            run = compose_family([f"profile={profile}", *map("=".join, settings.items())], tasks, "assumed")[-1]
+            whole = run.task.official_rows[run.task.train_split]
+            sizes = [str(size) for size in halves(whole)] if block[ROWS] == [HALVES] else block[ROWS]
+            if block[ROWS] == [HALVES] and len(sizes) < 2:
+                rule = f"at least {2 * LEAST} train rows for sizes of {HALVES}, or sizes of your own ({ROWS}=A,B)"
+                raise UserError(f"{run.task.name} has {whole} train rows, and needs {rule}")
+            for size in sizes:
+                rows = int(size) if size.isdecimal() else whole  # null, or a mistake, which the run's own checks name
+                row = {key: [value] for key, value in settings.items()} | {"seed": block["seed"]}
+                row |= {ROWS: ["null"]} if size in ("null", str(whole)) else {ROWS: [size], DRAW: block[DRAW]}
+                epochs = epochs_for(run.config.train, rows)
+                row |= {EPOCHS: [str(epochs)]} if EPOCHS not in settings and epochs > run.config.train.epochs else {}
+                made.append(row)
+    return made
