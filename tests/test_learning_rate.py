@@ -13,8 +13,8 @@ from lora.config.run import PlannedRun
 from lora.data.metrics import LOWER
 from lora.records.record import load_curves
 from lora.report.build import build
-from lora.report.comparisons import learning_rate_table, taken, tried_rows
 from lora.report.gather import Gathered, gather
+from lora.report.rates import learning_rate_table, taken, tried_rows
 from lora.table import Table
 
 GIVEN = ["experiment=learning_rate"]

@@ -22,10 +22,12 @@ from lora.files import ROOT, write_atomically
 from lora.records.analysis import EXAMPLES, OWN_ROWS, Analyses, analysis_json, compared
 from lora.records.record import write_record
 from lora.report.analyses.dev_intervals import comparisons
+from lora.report.answers import answers
 from lora.report.build import build
 from lora.report.command import print_sweep
-from lora.report.comparisons import answers, origins_of, pairs_table, rates_table
+from lora.report.comparisons import pairs_table
 from lora.report.page import page
+from lora.report.rates import origins_of, rates_table
 from lora.report.runs import facts_of
 from lora.report.stats import all_pairs
 from lora.report.terminal import markdown

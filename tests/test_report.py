@@ -23,9 +23,10 @@ from lora.files import ROOT
 from lora.records.analysis import Analyses
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
-from lora.report.catalogue import ROWS, SHOWN, sections_of
+from lora.report.catalogue import ROWS, TABLES, sections_of
 from lora.report.command import drawn, files, main_block, pages, print_sweep
-from lora.report.comparisons import REPEATED, change_table
+from lora.report.comparisons import change_table
+from lora.report.experiments import REPEATED
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
 from lora.report.runs import START_TITLES, summarise
@@ -190,7 +191,7 @@ def test_tasks_of_different_kinds_are_in_tables_of_their_own(tmp_path):
     planned = runs_of([*plan([1], task="mrpc"), *plan([1], task="sst2")], frame)
     gathered = dataclasses.replace(gather("mini", (), tmp_path), runs=planned)
     sections = sections_of(gathered, load_curves([*whole, *part]), Analyses())
-    made = {table.name: table for section in sections for table in SHOWN[section.experiment](section)}
+    made = {table.name: table for section in sections for table in TABLES[section.experiment.name](section)}
     assert "SST-2 (acc.)" not in made["table2"].cells and "MRPC (acc.)" not in made["table2_part"].cells
     assert "a part of the official train rows" in made["table2_part"].markdown()
     assert made["table2_paper_part"].banner

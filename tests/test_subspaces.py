@@ -14,9 +14,9 @@ from lora.errors import UserError
 from lora.methods import apply
 from lora.records.analysis import SUBSPACES, analysis_json, read_analyses
 from lora.records.record import adapter_path
+from lora.report.adapter_tables import table7
 from lora.report.analyses import subspaces
 from lora.report.analyses.subspaces import amplification, analyse, read_adapter, similarity
-from lora.report.catalogue import table7
 from lora.rng import gaussian
 
 RANDOM = np.random.default_rng(0)

@@ -10,16 +10,20 @@ from lora.cost.efficiency.summary import read_summaries
 from lora.files import REFERENCE, ROOT
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
-from lora.report.catalogue import SHOWN, sections_of, subtraction_table, table7
+from lora.report.adapter_tables import subtraction_table, table7
+from lora.report.answers import answers
+from lora.report.catalogue import TABLES, sections_of
 from lora.report.claims.headlines import Headline, findings_figure, headlines, read_lines
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
-from lora.report.comparisons import answers, learning_rate_table, origins_of, reference_table, repeated_table
+from lora.report.comparisons import reference_table, repeated_table
+from lora.report.experiments import LAYERS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
-from lora.report.runs import LAYERS, MAIN, with_others_epoch
+from lora.report.rates import learning_rate_table, origins_of
+from lora.report.runs import with_others_epoch
 from lora.table import Table
 
 TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
@@ -125,9 +129,9 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         }
         figures = {key: figure for key, figure in more.items() if figure is not None}
     for section in sections_of(gathered, curves, analyses):
-        tables += SHOWN[section.experiment](section)
-        cells.append(section.summary.assign(experiment=section.experiment))
-        if section.kind == "own" and section.experiment in MAIN:
+        tables += TABLES[section.experiment.name](section)
+        cells.append(section.summary.assign(experiment=section.experiment.name))
+        if section.kind == "own" and section.experiment.is_main:
             lines += answers(section.pairs, analyses, origins_of(section.runs, gathered.rates))
     by_task = LAYERS in set(gathered.runs["experiment"])
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora.config.plan import LEARNING_RATE, trained_by
+from lora.config.plan import trained_by
 from lora.config.run import RuntimeConfig
 from lora.config.select import PLACES, place, selecting
 from lora.errors import UserError
@@ -18,28 +18,13 @@ from lora.files import REFERENCE, ROOT, write_atomically, write_changed
 from lora.report.build import FOUND, Report, build
 from lora.report.claims.headlines import findings_block
 from lora.report.claims.shown import to_json, verdict_table
-from lora.report.comparisons import REPEATED
+from lora.report.experiments import EXPERIMENTS, MAIN, Experiment
 from lora.report.export import log_report, write_csv, write_latex
 from lora.report.figures import Figure, forms
 from lora.report.gather import options as profile_options
 from lora.report.page import page
-from lora.report.runs import HEAD_RATE, LAYERS, MAIN, SUCCESSORS
 from lora.report.terminal import show
 from lora.table import in_page, markdown
-
-# folder of experiments/ -> the tables on its page
-PAGES = {
-    "lora_targets": ("table5",),
-    "lora_ranks": ("table6", REPEATED),
-    "mnli_start": ("mnli_start",),
-    "length": ("length",),
-    SUCCESSORS: (SUCCESSORS,),
-    LAYERS: (LAYERS, HEAD_RATE, LEARNING_RATE),
-    "subspaces": ("table7",),
-    "efficiency": ("subtraction",),
-    LEARNING_RATE: (LEARNING_RATE,),
-    "base_size": (LEARNING_RATE, "table2", "pairs"),
-}
 
 
 def files(report: Report) -> dict[str, bytes]:
@@ -60,13 +45,9 @@ def pages(report: Report) -> dict[Path, str]:
     above = [progress, ""] if progress else []
     with_bounds = "\n".join([*above, markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])
     blocks = [(experiments / "VERDICTS.md", mark, with_bounds)]
-    blocks.append((experiments / "glue_table2" / "README.md", mark, main_block(report)))
-    for folder, names in PAGES.items():
-        tables = [table for table in report.tables if table.name.removesuffix("_part") in names]
-        texts = [f"**{table.title}**\n\n" * (len(tables) > 1) + table.untitled() for table in tables]
-        if tables and (progress := report.progress(folder)):
-            texts.insert(0, f"{progress}\n")
-        blocks.append((experiments / folder / "README.md", mark, "\n".join(texts)))
+    for folder, experiment in EXPERIMENTS.items():
+        text = main_block(report) if experiment.is_main else tables_block(report, experiment)
+        blocks.append((experiments / folder / "README.md", mark, text))
     if in_readme:
         blocks.append((ROOT / "README.md", "findings", findings_block(report.headlines)))
     written: dict[Path, str] = {}
@@ -74,6 +55,17 @@ def pages(report: Report) -> dict[Path, str]:
         if path.exists():
             written[path] = in_page(written.get(path) or path.read_text(), name, f"\n{text.rstrip()}\n")
     return written
+
+
+def tables_block(report: Report, experiment: Experiment) -> str:
+    """The tables on the page of an experiment, and how many of its runs are trained."""
+    tables = [table for table in report.tables if table.name.removesuffix("_part") in experiment.tables]
+    texts = [f"**{table.title}**\n\n{table.untitled()}" for table in tables]
+    if len(tables) == 1:
+        texts = [tables[0].untitled()]
+    if tables and (progress := report.progress(experiment.name)):
+        texts.insert(0, f"{progress}\n")
+    return "\n".join(texts)
 
 
 def main_block(report: Report) -> str:

@@ -8,7 +8,8 @@ from lora.config.run import RuntimeConfig
 from lora.data.metrics import better
 from lora.files import write_atomically
 from lora.report.build import Report
-from lora.report.runs import MAIN, ROW, human_count, task_labels
+from lora.report.experiments import MAIN
+from lora.report.runs import ROW, human_count, task_labels
 from lora.report.tables import average
 from lora.sweep.tracking import log_tables
 

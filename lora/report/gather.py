@@ -6,7 +6,7 @@ What a run was is read from its record, and which runs were asked for from the f
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,27 +35,10 @@ from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS, ROOT
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
-from lora.report.runs import (
-    HEAD_RATE,
-    LAYERS,
-    MAIN,
-    OWN,
-    PLACE,
-    SUCCESSORS,
-    UNTOLD,
-    agreed,
-    facts_of,
-    in_table_order,
-    labelled,
-    with_records,
-)
+from lora.report.experiments import EXPERIMENTS, MAIN, OWN
+from lora.report.runs import PLACE, agreed, facts_of, in_table_order, labelled, with_records
 from lora.sweep.state import State, state_of
 
-# in reading order
-EXPERIMENTS = (
-    *(*MAIN, LAYERS, HEAD_RATE, "lora_targets", "lora_ranks", SUCCESSORS, "mnli_start", "length"),
-    *(LEARNING_RATE, OWN),
-)
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
 SHARED = ("task", "data.", "runtime.results", "runtime.outputs", "rates")  # say nothing about encoder and method
 
@@ -172,27 +155,48 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder, tasks)
     state = replace(state, ok=ok, extra=extra, problems=(*state.problems, *broken))
     refuse_mixed_rows(frame)
-    dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
     wanted = by_experiment(expected, parse_words(overrides).get("experiment"))
-    parents = {run.parent for run in wanted["mnli_start"]}  # whose table does not show them
-    listed = [(n, r) for n, runs in wanted.items() for r in runs if n != "mnli_start" or r.run_id not in parents]
-    listed.sort(key=lambda of_name: of_name[1].run_id not in ok)  # of two that are the same, a trained one
-    named = {run.run_id for _, run in listed} | parents
-    others = facts_of([(OWN, known[run_id]) for run_id in sorted(ok) if run_id not in named], dropped)
-    every = with_records(placed(facts_of(listed, dropped), others), frame)
-    main = every[every["experiment"].isin(MAIN)]
-    found = [(n, every[every["experiment"] == n]) for n in EXPERIMENTS if n in set(every["experiment"])]
-    tables = []
-    for n, of_name in found:
-        compared = pd.concat([main, of_name]) if n == OWN else of_name  # other runs say in what they differ
-        names = labelled(compared, main, agreed(of_name, UNTOLD.get(n, ())), n != "mnli_start")
-        tables.append(in_table_order(names[names["experiment"].eq(n)]))
-    runs = pd.concat(tables) if tables else every
+    dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
+    runs = frame_of(wanted, {run_id: known[run_id] for run_id in sorted(ok)}, frame, dropped)
     is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides), tasks)
     tuning = tuple(record for record in records if record.run_id in by_tune)
     every_ok = {record.run_id: record for record in records if record.status == "ok"}
     return Gathered(*where, runs[~is_rate], runs[is_rate], tuning, frame, state, every_ok)
+
+
+def frame_of(
+    wanted: Mapping[str, Sequence[PlannedRun]],
+    trained: Mapping[str, PlannedRun],
+    records: pd.DataFrame,
+    dropped: Collection[str],
+) -> pd.DataFrame:
+    """The runs of each experiment with their records and labels, in the tables' order.
+
+    Args:
+        wanted: As of `by_experiment`.
+        trained: run_id -> run, of all with a record: others than the wanted ones are shown too.
+        dropped: As of `lora.report.runs.facts_of`.
+    """
+    hidden = {run.parent for name, runs in wanted.items() if EXPERIMENTS[name].by_start for run in runs}
+    listed = [
+        (name, run)
+        for name, runs in wanted.items()
+        for run in runs
+        if not EXPERIMENTS[name].by_start or run.run_id not in hidden
+    ]
+    listed.sort(key=lambda of_name: of_name[1].run_id not in trained)  # of two that are the same, a trained one
+    named = {run.run_id for _, run in listed} | hidden
+    others = facts_of([(OWN, run) for run_id, run in trained.items() if run_id not in named], dropped)
+    every = with_records(placed(facts_of(listed, dropped), others), records)
+    main = every[every["experiment"].isin(MAIN)]
+    tables = []
+    for name, experiment in EXPERIMENTS.items():
+        if len(own := every[every["experiment"] == name]):
+            compared = pd.concat([main, own]) if name == OWN else own  # other runs say in what they differ
+            runs = labelled(compared, main, agreed(own, experiment.unnamed), not experiment.by_start)
+            tables.append(in_table_order(runs[runs["experiment"] == name]))
+    return pd.concat(tables) if tables else every
 
 
 def known_runs(

@@ -16,11 +16,11 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.config.labels import EPOCHS, ROWS, columns, labels
-from lora.config.plan import ADHOC, COMPARING
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
 from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, method_words
+from lora.report.experiments import MAIN
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -89,12 +89,6 @@ def human_count(value: float) -> str:
     return f"{value / 1e6:.1f}M" if value >= 99_500 else f"{value / 1e3:.0f}k"
 
 
-OWN = "own"  # records that no experiment expects
-SUCCESSORS = "successors"
-HEAD_RATE, LAYERS = "head_rate", "layers"
-# experiment -> the settings that do not name its rows: each row has a rate of its own, and in `layers` the head's too
-UNTOLD = {SUCCESSORS: ("train.lr",), LAYERS: ("train.lr", "train.head_lr")}
-MAIN = (*COMPARING, ADHOC)  # experiments that compare the methods
 FACTS = ["model", "protocol", "slug", "method", "start", "task", "seed"]
 PLACE = ["protocol", "slug", "start", "task", "seed"]  # where a run stands in the tables of any encoder
 ROW = ["model", "protocol", "slug", "method", "label"]  # the columns that identify a line of a table

@@ -15,9 +15,8 @@ from lora.config.plan import LEARNING_RATE
 from lora.report.build import Report
 from lora.report.claims.shown import on_places, ours, verdict_table, word_text, worst
 from lora.report.claims.verdicts import Verdict
-from lora.report.comparisons import REPEATED
+from lora.report.experiments import OWN, REPEATED
 from lora.report.page import SYMBOLS
-from lora.report.runs import OWN
 from lora.table import Cell, Table, Value, rows
 
 # In the files and the page alone. The paper's claims are not judged on user-defined tasks, so their pairs are printed.

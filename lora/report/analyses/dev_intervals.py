@@ -27,10 +27,10 @@ from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord, load_curves, load_records
 from lora.report.build import Report, build
 from lora.report.catalogue import sections_of
+from lora.report.experiments import LAYERS
 from lora.report.gather import Gathered, run_here
 from lora.report.gather import options as options
 from lora.report.placements import from_base
-from lora.report.runs import LAYERS, MAIN
 from lora.report.stats import LEVEL, Interval, interval_of, seeds_and_rows
 
 
@@ -41,9 +41,9 @@ def comparisons(report: Report) -> dict[Compared, Interval]:
         for one in verdict.findings if verdict.claim.metric else ():
             found[compared(one.runs, verdict.claim.metric)] = interval_of(one)
     for section in sections_of(report.gathered, load_curves(list(report.state.ok.values())), report.analyses):
-        for row in section.pairs.itertuples() if section.experiment in MAIN else ():
+        for row in section.pairs.itertuples() if section.experiment.is_main else ():
             found[compared(row.runs, "best")] = interval_of(row)
-        for row in from_base(section.runs, report.analyses).itertuples() if section.experiment == LAYERS else ():
+        for row in from_base(section.runs, report.analyses).itertuples() if section.experiment.name == LAYERS else ():
             found[compared(row.runs, "unselected")] = interval_of(row)
     return {(pairs, score): interval for (pairs, score), interval in found.items() if pairs}
 

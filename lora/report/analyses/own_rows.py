@@ -27,9 +27,10 @@ from lora.files import read_object, rounded, write_atomically
 from lora.records.analysis import ERRORS, OWN_ROWS, analysis_json
 from lora.records.predictions import dev_predictions
 from lora.report.analyses.dev_intervals import check, pseudo_values
+from lora.report.experiments import MAIN
 from lora.report.gather import Gathered, gather, run_here
 from lora.report.gather import options as options
-from lora.report.runs import MAIN, told_apart
+from lora.report.runs import told_apart
 from lora.report.stats import LEVEL
 
 STRENGTHS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regression, 1 / alpha of ridge

@@ -16,7 +16,7 @@ from lora.methods.configs import METHOD_TITLES
 from lora.models.sizes import gpt3_count
 from lora.report import stats
 from lora.report.claims.statements import Bound, Claim, Compare, Side
-from lora.report.comparisons import best_rates
+from lora.report.rates import best_rates
 from lora.report.runs import START_TITLES, encoder_title, in_order, slug_label, task_title
 
 Unit = Literal["points", "ratio", "failures"]

@@ -1,0 +1,70 @@
+"""The experiments that a report shows, in reading order.
+
+To show a new one, add its entry here, and its function to `lora.report.catalogue`.
+"""
+
+from dataclasses import dataclass
+
+from lora.config.plan import ADHOC, COMPARING, LEARNING_RATE, OWN_TASK
+
+OWN = "own"  # in place of an experiment: records that none expects
+LAYERS = "layers"
+REPEATED = "repeated"  # the folder of runs trained again, below that of the records
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a report knows of an experiment, besides the function that makes its tables.
+
+    Args:
+        name: Of its file in conf/experiment/, if it has runs of its own, and of its folder in experiments/.
+        title: Of its table.
+        tables: The tables on its page, experiments/<name>/README.md; its own is the first.
+        unnamed: Settings that name none of its rows where all seeds of a cell agree: each cell has its own value.
+        by_start: Whether its table has a column per start, which then names no row either.
+    """
+
+    name: str
+    title: str
+    tables: tuple[str, ...]
+    unnamed: tuple[str, ...] = ()
+    by_start: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it compares the methods."""
+        return self.name in (*COMPARING, ADHOC)
+
+
+EXPERIMENTS = {
+    one.name: one
+    for one in (
+        Experiment("glue_table2", "Table 2: methods by tasks", ("table2",)),
+        Experiment(OWN_TASK, "Methods by tasks", ("table2",)),
+        Experiment(ADHOC, "Methods by tasks", ("table2",)),
+        Experiment(
+            LAYERS,
+            "Which layers to adapt, each arm at its own rate on each task",
+            (LAYERS, "head_rate", LEARNING_RATE),
+            unnamed=("train.lr", "train.head_lr"),
+        ),
+        Experiment("head_rate", "The head's learning rate apart from the body's", ("head_rate",)),
+        Experiment("lora_targets", "Table 5: which projections to adapt, at one number of parameters", ("table5",)),
+        Experiment("lora_ranks", "Table 6: how large the rank must be", ("table6", REPEATED)),
+        Experiment(
+            "successors",
+            "LoRA's successors, each at a learning rate of its own",
+            ("successors",),
+            unnamed=("train.lr",),
+        ),
+        Experiment("mnli_start", "What an MNLI start gives (section 5.2)", ("mnli_start",), by_start=True),
+        Experiment("length", "How long to train: one length and twice that", ("length",)),
+        Experiment(LEARNING_RATE, "Learning rates tried, on seeds outside the tables of results", (LEARNING_RATE,)),
+        Experiment(OWN, "Other runs in this folder", (OWN,)),
+        # without a grid: made from adapters of other runs, or the whole profile `base`
+        Experiment("subspaces", "Table 7: amplification by the update", ("table7",)),
+        Experiment("efficiency", "Swaps by subtracting BA and adding B'A', without a copy of W0", ("subtraction",)),
+        Experiment("base_size", "Encoders of base size", (LEARNING_RATE, "table2", "pairs")),
+    )
+}
+MAIN = tuple(name for name, one in EXPERIMENTS.items() if one.is_main)

@@ -1,0 +1,119 @@
+"""The learning rates that were tried, and how the rate of each run was chosen."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from lora.config.plan import LEARNING_RATE
+from lora.config.rates import Rate
+from lora.data.metrics import better
+from lora.report.experiments import EXPERIMENTS
+from lora.report.figures import by_rate
+from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
+from lora.report.runs import labelled, slug_label, task_labels, task_title, task_units, told_apart
+from lora.report.tables import collapsed_text
+from lora.table import Table, number
+
+ORIGINS = {
+    "conf": "in conf/hparams",
+    "default": "default, not tuned for this task",
+    "tuned": "tuned",
+    "stated": "stated by the command",
+}
+
+
+def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by_task: bool = False) -> Table | None:
+    """One line per row and trained rate; None if no run was trained.
+
+    A row is the runs that are equal in every setting but the rate and the seed. A value is the mean over its seeds,
+    whose number is stated where there are several.
+
+    Args:
+        by_task: Whether each task has a rate of its own, chosen by the unselected score, as in `layers`.
+    """
+    rows = tried_rows(tried)
+    if by_task:
+        names = rows["label"] + ", " + rows["task"].map(task_title)
+        rows = rows.assign(label=names, best=rows["split_half"].astype(float))
+    runs = rows.dropna(subset="lr")
+    if runs.empty:
+        return None
+    tasks, best, lines = task_labels(runs), taken(rows), []
+    for label, of_row in runs.groupby("label", sort=False):
+        for rate, of_rate in of_row.groupby("lr"):
+            line, means = {"Method": label, "Learning rate": f"{rate:g}"}, []
+            for task, title in tasks.items():
+                cell = of_rate[of_rate["task"] == task]
+                count = f"{len(cell)} seeds" if len(cell) > 1 else ""
+                remark = collapsed_text(int(cell["collapsed"].sum()), len(cell)) or count
+                means.append(100 * cell["best"].mean())
+                line[title] = number(means[-1], ".1f", remark)
+            line |= {} if by_task else {"Avg.": number(pd.Series(means).mean(skipna=False))}
+            edge = " (edge)" if rate in (of_row["lr"].min(), of_row["lr"].max()) else ""
+            lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
+    notes = (note(f"{LEARNING_RATE}_by_task" if by_task else LEARNING_RATE), *encoder_notes(runs["model"]))
+    banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
+    above, drawn = conditions(tried, curves), {"rates": by_rate(runs)}
+    title = f"{EXPERIMENTS[LEARNING_RATE].title} ({name})"
+    return Table(LEARNING_RATE, title, pd.DataFrame(lines), 2, notes, banner, above, drawn, units=task_units(runs))
+
+
+def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:
+    """The tried runs, each with the label of its row, which names the encoder or protocol if there are several."""
+    tried = labelled(tried, without=("train.lr",))
+    return tried.assign(label=told_apart(tried, ["model", "protocol"]))
+
+
+def taken(rows: pd.DataFrame) -> dict[str, float]:
+    """Label -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
+    Only rates that were tried on every task and seed of the row count. Rows with a missing run are excluded."""
+    found, rows = {}, rows.assign(best=rows["best"].astype(float) * rows["metric"].map(better))
+    for label, of_row in rows.groupby("label", sort=False):
+        if of_row["lr"].notna().all():
+            by_rate = of_row.pivot(index="lr", columns=["task", "seed"], values="best").sort_index().dropna()
+            if len(by_rate):
+                found[str(label)] = float(by_rate.T.groupby("task").mean().mean().idxmax())
+    return found
+
+
+def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
+    """The runs at the rate that each method, without other settings, takes on each encoder."""
+    found = [tried[:0].assign(label="")]
+    plain = ["train.head_lr" not in columns for columns in tried["columns"]]  # no label names what all its rows share
+    for _, of_model in tried.loc[plain].groupby("model", sort=False):
+        rows = tried_rows(of_model)
+        rows = rows[rows["label"].eq(rows["slug"].map(slug_label))]
+        found.append(rows[rows["lr"].eq(rows["label"].map(taken(rows)))])
+    return pd.concat(found)
+
+
+def rates_table(runs: pd.DataFrame, rates: Iterable[Rate]) -> pd.DataFrame:
+    """Each method's learning rate on each task, and how it was chosen. `rates`: the tuned ones."""
+    known, lines = {(*one.key, one.lr): one for one in rates}, []
+    runs = runs.assign(label=told_apart(runs, ["model", "protocol"]))
+    for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
+        chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
+        rate = known.get((run.model, run.protocol, run.task, run.rate_name, run.lr))
+        if run.rate_from == "tuned" and rate is not None:  # the file may have changed since
+            edge = ", at the edge" if rate.lr in (min(rate.tried), max(rate.tried)) else ""
+            chosen += f", of {rate.tuned_alike.replace(' values', '')}{edge}"
+        line = {"Method": run.label, "Task": task_title(run.task)}
+        lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
+    return pd.DataFrame(lines)
+
+
+def tuning_banner(runs: pd.DataFrame) -> str:
+    """What stands above the tables if no learning rate was tuned, or stated for every method."""
+    origins = set(runs["rate_from"].dropna())
+    return NOTES["untuned"] if origins - {"stated"} and "tuned" not in origins else ""
+
+
+def origins_of(runs: pd.DataFrame, rates: Iterable[Rate]) -> dict[str, str]:
+    """run_id -> how its rate was chosen: `untuned`, or `tuned, of 3 values`. Without runs whose rate was stated."""
+    sizes = {(*rate.key, rate.lr): f"tuned, of {rate.tuned_alike}" for rate in rates}
+    found = {}
+    for run in runs.dropna(subset="rate_from").itertuples():
+        if run.rate_from != "stated":
+            tuned = sizes.get((run.model, run.protocol, run.task, run.rate_name, run.lr), "tuned")
+            found[run.run_id] = tuned if run.rate_from == "tuned" else "untuned"
+    return found
