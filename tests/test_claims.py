@@ -26,6 +26,7 @@ from lora.report.claims.headlines import headlines
 from lora.report.claims.shown import commit_text, ours, to_json
 from lora.report.claims.statements import KINDS, Bound, Compare, read_claims
 from lora.report.claims.verdicts import Verdict, after_holm, stated_later, verdict
+from lora.report.labels import setting_columns
 from lora.report.runs import labelled
 from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
@@ -331,8 +332,8 @@ def plan_of(given=(), **cell):
     """Five runs, one per seed, without a score: `scored` adds it."""
     usual = {"protocol": "ours", "start": "pretrained", "slug": "lora-qv-r8", "method": "lora", "task": "rte"} | cell
     name = f"{usual['slug']}.{usual['task']}.{usual['start']}.{'+'.join(given)}"
-    columns = dict(one.split("=") for one in given)
-    return [{"run_id": f"{name}.s{s}", "seed": s, "columns": columns, **usual} for s in range(1, 6)]
+    settings = dict(one.split("=") for one in given)
+    return [{"run_id": f"{name}.s{s}", "seed": s, **settings, **usual} for s in range(1, 6)]
 
 
 def scored(planned, add):
@@ -351,7 +352,7 @@ def scored(planned, add):
 
 def spread(p):
     """Noise: the difference of any two kinds of runs varies by seed. The second part averages 0 over five seeds."""
-    return 0.001 * (p["seed"] * (p["method"] == "lora") + 0.5 * (p["seed"] - 3) * len(p["columns"]))
+    return 0.001 * (p["seed"] * (p["method"] == "lora") + 0.5 * (p["seed"] - 3) * len(setting_columns(p)))
 
 
 def judged(planned, add, claims=None):
@@ -384,7 +385,7 @@ def test_a_setting_tells_cells_of_one_slug_apart(experiments):
     fixed = [p for slug in ("lora-qv-r8", "lora-qv-r64", "lora-qv-r4") for p in plan_of(slug=slug, task="cola")]
     full = plan_of(slug="full", method="full", task="cola")
     planned = {"lora_ranks": [*fixed, *kept]}
-    found = judged(planned, lambda p: 3.0 * bool(p["columns"]))["ranks_do_not_hang_on_alpha"]
+    found = judged(planned, lambda p: 3.0 * bool(setting_columns(p)))["ranks_do_not_hang_on_alpha"]
     assert [each.mean for each in found.findings] == pytest.approx([-3.0, 3.0])
     assert found.word == "contradicted"
     assert judged(planned, lambda p: 0.0)["small_rank_is_enough"].findings[0].n == 5
@@ -418,7 +419,7 @@ def test_the_ratio_of_rates_is_that_of_the_best_of_each_grid_and_is_not_judged()
     tried = [
         {"run_id": f"{slug}.{rate}.{dropout}", "slug": slug, "method": slug.partition("-")[0]}
         | {"task": "stsb", "seed": 0}
-        | {"columns": {"train.lr": str(rate), "train.dropout": dropout}, "lr": rate, "best": best}
+        | {"train.lr": str(rate), "train.dropout": dropout, "lr": rate, "best": best}
         for slug, dropout, values in (
             ("full", "null", {1e-5: 0.7, 1e-4: 0.8, 1e-3: 0.0}),
             ("lora-qv-r8", "null", {1e-4: 0.7, 6e-4: 0.81, 1e-3: 0.8}),
@@ -426,7 +427,7 @@ def test_the_ratio_of_rates_is_that_of_the_best_of_each_grid_and_is_not_judged()
         )
         for rate, best in values.items()
     ]
-    records = pd.DataFrame([{**dict.fromkeys(FRAME_COLUMNS), **one} for one in tried]).drop(columns="columns")
+    records = pd.DataFrame([{**dict.fromkeys(FRAME_COLUMNS), **one} for one in tried], columns=FRAME_COLUMNS)
     found = judge(read_claims(), *scored({}, None)[:2], runs_of(tried, records), Path("none"), Analyses())
     (one,) = [each for each in found if each.claim.count == "rate"]
     assert (one.word, one.reason) == ("undecided", "the best of a coarse grid of rates has no interval")

@@ -58,6 +58,6 @@ def test_two_runs_of_one_seed_in_one_cell_are_refused(tmp_path):
     populate(tmp_path / "long", "long", [*GIVEN, "method=full"])
     runs = gather("long", GIVEN, tmp_path).runs
     one = runs.iloc[[0]]
-    twice = pd.concat([runs, one.assign(run_id="again")]).assign(epochs="10")
+    twice = pd.concat([runs, one.assign(run_id="again")]).assign(**{"train.epochs": "10"})
     with pytest.raises(UserError, match=r"two runs of one seed cannot be in one cell: .*, again"):
-        change_table(twice, "epochs", {"10": "10 epochs"})
+        change_table(twice, "train.epochs", {"10": "10 epochs"})

@@ -15,7 +15,6 @@ from test_results import record
 
 from lora.cli import main
 from lora.config.compose import compose_run
-from lora.config.labels import labels
 from lora.config.plan import add_to_plan
 from lora.config.rates import Rate, write_rates
 from lora.files import ROOT, write_atomically
@@ -26,6 +25,7 @@ from lora.report.answers import answers
 from lora.report.build import build
 from lora.report.command import print_sweep
 from lora.report.comparisons import pairs_table
+from lora.report.labels import labels
 from lora.report.page import page
 from lora.report.rates import origins_of, rates_table
 from lora.report.runs import facts_of
@@ -194,9 +194,13 @@ def test_scores_on_different_numbers_of_train_rows_are_told_apart():
     asked = ["experiment=null", "task=cola", "seed=1", "rates=null"]
     runs = [*select_runs("small", [*asked, "method=full,lora"])]
     runs += select_runs("small", [*asked, "method=lora", "data.train_rows=60"])
-    told = labels(facts_of([("", run) for run in (runs[0], runs[-1])]).itertuples())
-    assert set(told.values()) == {"train_rows=4000", "train_rows=60"}
-    assert set(labels(facts_of([("", run) for run in runs[:2]]).itertuples()).values()) == {""}
+
+    def words(*shown):
+        frame = facts_of([("", run) for run in shown]).fillna("null")
+        return set(labels(frame, frame[:0]).values())
+
+    assert words(runs[0], runs[-1]) == {"train_rows=4000", "train_rows=60"}
+    assert words(*runs[:2]) == {""}
 
 
 def test_untuned_rates_stand_above_the_table_and_tuning_runs_are_in_none(moods):

@@ -92,3 +92,14 @@ def test_what_papers_print_is_in_the_list_of_published_cells():
     (line,) = [line for line in read_lines() if line["claim"] == "no_successor_is_a_point_better"]
     papers = gaps.index.get_level_values("source").nunique()
     assert line["paper"]["word"] == f"{gaps.min():+.1f} to {gaps.max():+.1f} ({papers} later papers)"
+
+
+def test_runs_at_rates_of_their_own_are_set_beside_the_reference(tmp_path):
+    given = [*GIVEN, "task=stsb", "seed=6,7", "method=lora,dora"]
+    for folder in ("long", "reference/long"):
+        populate(tmp_path / folder, "long", given, value=value)
+    (table,) = [table for table in build("long", (), tmp_path).tables if table.name == "reference"]
+    assert table.cells[["Method", "Seeds", "Change"]].values.tolist() == [
+        ["LoRA (qv, r8)", "2", "+0.0"],
+        ["DoRA (qv, r8)", "2", "+0.0"],
+    ]

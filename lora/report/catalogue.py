@@ -17,6 +17,7 @@ from lora.report.comparisons import change_table, method_pairs, minus, pairs_tab
 from lora.report.experiments import EXPERIMENTS, LAYERS, OWN, Experiment
 from lora.report.figures import Figure, beside_lora, by_parameters, differences, forest, learning_curves, slopes
 from lora.report.gather import Gathered
+from lora.report.labels import EPOCHS
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.own import (
     SHOWN_ROWS,
@@ -211,10 +212,8 @@ def starts(section: Section) -> list[Table]:
 
 
 def lengths(section: Section) -> list[Table]:
-    epochs = section.runs["columns"].map(lambda columns: columns["train.epochs"])
-    runs = labelled(section.runs, without=("train.epochs",)).assign(epochs=epochs)
-    titles = {value: f"{value} epochs" for value in sorted(set(epochs), key=float)}
-    cells = change_table(runs, "epochs", titles)
+    titles = {value: f"{value} epochs" for value in sorted(section.runs[EPOCHS].unique(), key=float)}
+    cells = change_table(labelled(section.runs, without=(EPOCHS,)), EPOCHS, titles)
     curves = learning_curves(section.runs, section.curves, " by length")
     return [section.own_table(cells, [*section.notes, note("change")], length_curves=curves)]
 

@@ -12,6 +12,7 @@ from lora.records.analysis import Analyses
 from lora.records.record import load_frame, load_records
 from lora.report.experiments import OWN, REPEATED
 from lora.report.gather import OF_MACHINES, Gathered
+from lora.report.labels import setting, setting_columns
 from lora.report.notes import note
 from lora.report.runs import (
     CELL,
@@ -149,12 +150,11 @@ def reference_table(gathered: Gathered) -> Table | None:
     committed = facts_of(("", planned[record.run_id]) for record in records if record.run_id in planned)
     asked = gathered.every[gathered.every["experiment"] != OWN]
     sides = [labelled(asked), with_records(committed, load_frame(records))]
-    for side in sides:
-        same = side["columns"].map(lambda named: sorted((k, v) for k, v in named.items() if k not in OF_MACHINES))
-        side["settings"] = same.astype(str)
-    keys = [key for key in (*CELL, "seed", "settings") if key != "label"]
+    settings = setting_columns(dict.fromkeys(key for side in sides for key in side if key not in OF_MACHINES))
+    runs, again = (side.assign(**{key: setting(side, key) for key in settings}) for side in sides)
+    keys = [*(key for key in CELL if key != "label"), "seed", *settings]
     title = f"Your runs, and the same runs of the reference ({gathered.name})"
-    return twice_table("reference", title, sides[0], sides[1].drop_duplicates(keys), keys)
+    return twice_table("reference", title, runs, again.drop_duplicates(keys), keys)
 
 
 def twice_table(file: str, title: str, runs: pd.DataFrame, again: pd.DataFrame, on: list[str]) -> Table | None:

@@ -31,7 +31,7 @@ def write_latex(report: Report, folder: Path) -> list[Path]:
 
 def write_csv(report: Report, folder: Path) -> list[Path]:
     """Write a file with a row per run, and one with a row per cell. Returns: Their paths."""
-    runs = report.gathered.every.drop(columns=["columns", "terms", "experiment"])  # a run may serve several experiments
+    runs = report.gathered.every.drop(columns=["terms", "experiment"])  # a run may serve several experiments
     tables = {folder / "runs.csv": runs, folder / "cells.csv": report.cells}
     for path, table in tables.items():
         write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())

@@ -86,7 +86,7 @@ def head_rule(runs: pd.DataFrame) -> str:
 
 
 def with_head(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs.assign(head=runs["columns"].map(lambda columns: float(columns["train.head_lr"])))
+    return runs.assign(head=runs["train.head_lr"].astype(float))
 
 
 def change(runs: pd.DataFrame, one: tuple[str, float], other: tuple[str, float]) -> Interval:

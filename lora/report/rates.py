@@ -9,6 +9,7 @@ from lora.config.rates import Rate
 from lora.data.metrics import better
 from lora.report.experiments import EXPERIMENTS
 from lora.report.figures import by_rate
+from lora.report.labels import setting
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
 from lora.report.runs import labelled, slug_label, task_labels, task_title, task_units, told_apart
 from lora.report.tables import collapsed_text
@@ -79,8 +80,8 @@ def taken(rows: pd.DataFrame) -> dict[str, float]:
 def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
     """The runs at the rate that each method, without other settings, takes on each encoder."""
     found = [tried[:0].assign(label="")]
-    plain = ["train.head_lr" not in columns for columns in tried["columns"]]  # no label names what all its rows share
-    for _, of_model in tried.loc[plain].groupby("model", sort=False):
+    plain = tried[setting(tried, "train.head_lr") == "null"]  # no label names what all its rows share
+    for _, of_model in plain.groupby("model", sort=False):
         rows = tried_rows(of_model)
         rows = rows[rows["label"].eq(rows["slug"].map(slug_label))]
         found.append(rows[rows["lr"].eq(rows["label"].map(taken(rows)))])

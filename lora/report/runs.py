@@ -1,9 +1,9 @@
 """The frame of a report: one row per run of a table, trained or not. Every table is made from its rows.
 
-Columns: experiment; the setting of the run (`FACTS`), and `columns`, all that name it; `terms`, the epochs and train
-rows in which two runs must agree to be compared: what a command states, not what conf/ gives each method; `label`, the
-name of its row;
-`kind`, one of `KINDS`; and, if it is trained, the columns of `lora.records.record.load_frame` and `collapsed`.
+Columns: experiment; the setting of the run (`FACTS`), and all others that name it, by their keys (`train.epochs`);
+`terms`, the epochs and train rows in which two runs must agree to be compared: what a command states, not what conf/
+gives each method; `label`, the name of its row; `kind`, one of `KINDS`; and, if it is trained, the columns of
+`lora.records.record.load_frame` and `collapsed`.
 """
 
 import re
@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lora.config.labels import EPOCHS, ROWS, columns, labels
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
 from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, method_words
 from lora.report.experiments import MAIN
+from lora.report.labels import EPOCHS, ROWS, labels, named_settings, setting_columns
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -109,12 +109,13 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
         facts = {"experiment": experiment} | {name: getattr(run, name) for name in ("run_id", *FACTS)}
         if run.train_rows == run.task.official_rows["train"]:
             run = replace(run, config=replace(run.config, data=replace(run.config.data, train_rows=None)))
-        named = {key: value for key, value in columns(run.config).items() if key not in dropped}
-        facts |= {"task": run.task.name, "metric": run.task.metric, "columns": named}
+        named = {key: value for key, value in named_settings(run.config).items() if key not in dropped}
         epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
-        facts["terms"] = epochs, named[ROWS]
-        rows.setdefault((experiment, run.run_id), facts)
-    return pd.DataFrame([*rows.values()], columns=["experiment", "run_id", *FACTS, "metric", "terms", "columns"])
+        facts |= {"task": run.task.name, "metric": run.task.metric, "terms": (epochs, named[ROWS])}
+        rows.setdefault((experiment, run.run_id), facts | named)
+    settings = setting_columns(dict.fromkeys(key for row in rows.values() for key in row))
+    columns = ["experiment", "run_id", *FACTS, "metric", "terms", *settings]
+    return pd.DataFrame([*rows.values()], columns=columns, dtype=object)
 
 
 def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
@@ -128,6 +129,7 @@ def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     part = set(TASKS) if part and part == glue else part
     kinds = {name: "part" if name in part else "whole" for name, family in families.items() if family == "glue"}
     kind = runs["task"].map(families | kinds).fillna("own")
+    runs = runs.fillna("null")  # settings that only other runs have
     runs = runs.assign(label=list(map(method_label, runs["slug"], runs["method"])), kind=kind)
     return runs.merge(records.drop(columns=FACTS), on="run_id", how="left")
 
@@ -138,22 +140,19 @@ def labelled(
     """The same runs, with labels that distinguish the rows of one method.
 
     Args:
-        main: The runs of the main table, whose settings are not told.
-        without: Settings that tell no rows apart, because the table has a column for them.
+        main, without: As of `lora.report.labels.labels`; a table has a column for settings that name no row.
         start: Whether rows can differ in the start; False for a table with a column per start.
     """
-    compared = runs["columns"].map(lambda all_of: {k: v for k, v in all_of.items() if k not in without})
-    runs = runs.assign(columns=compared)
-    words = labels(runs.itertuples(), () if main is None else main.itertuples())
-    shown = [(method_label(run.slug, run.method), words[run.run_id]) for run in runs.itertuples()]
-    runs = runs.assign(label=[", ".join(filter(None, parts)) for parts in shown])
+    words = labels(runs, runs[:0] if main is None else main, without)
+    names = zip(map(method_label, runs["slug"], runs["method"]), runs["run_id"].map(words), strict=True)
+    runs = runs.assign(label=[", ".join(filter(None, parts)) for parts in names])
     return runs.assign(label=told_apart(runs, ["start"])) if start else runs
 
 
 def agreed(runs: pd.DataFrame, keys: Iterable[str]) -> list[str]:
     """The settings in which all runs of a method on a task agree."""
-    places = [columns for _, columns in runs.groupby(["model", "slug", "start", "task"], sort=False)["columns"]]
-    return [key for key in keys if all(len({named.get(key) for named in of_cell}) == 1 for of_cell in places)]
+    counts = runs.groupby(["model", "slug", "start", "task"])[[key for key in keys if key in runs]].nunique()
+    return [key for key in counts if counts[key].eq(1).all()]
 
 
 def told_apart(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:

@@ -16,6 +16,7 @@ from lora.methods.configs import METHOD_TITLES
 from lora.models.sizes import gpt3_count
 from lora.report import stats
 from lora.report.claims.statements import Bound, Claim, Compare, Side
+from lora.report.labels import setting
 from lora.report.rates import best_rates
 from lora.report.runs import START_TITLES, encoder_title, in_order, slug_label, task_title
 
@@ -184,7 +185,7 @@ def select(runs: pd.DataFrame, claim: Claim, side: Side, model: str) -> pd.DataF
     found = runs[runs["experiment"].isin(experiments) & (runs["model"] == model)].drop_duplicates("run_id")
     for key, values in side.items():
         if "." in key:
-            found = found.loc[[columns.get(key, "null") in values for columns in found["columns"]]]
+            found = found[setting(found, key).isin(values)]
         elif key != "experiment":
             found = found[found[key].isin(values)]
     if not starts or starts[0] not in set(found["start"]):

@@ -9,9 +9,9 @@ import pandas as pd
 import yaml
 
 from lora.checks import Problems, SettingsError, build
-from lora.config.labels import plain
 from lora.errors import UserError, first_line
 from lora.files import ROOT
+from lora.report.labels import plain
 
 FIRST = "glue_table2"  # the experiment whose claims come first: the subject of the paper
 SELECTORS = ("method", "slug", "task", "start", "protocol")
