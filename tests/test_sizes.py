@@ -1,12 +1,19 @@
 """Scores against the number of train rows: the grid of `experiment=rows`, its epochs, its rates, and its report."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
-from own_tasks import learnable, write_csv, write_task
+from own_tasks import folders, learnable, settings, write, write_csv, write_task
+from scipy import stats
+from synthetic import populate
 
+from lora.cli import main
 from lora.config.rates import Rate, nearest_rate, write_rates
 from lora.errors import UserError
+from lora.records.record import load_records
+from lora.report.build import build
 from lora.sweep.request import check_tuning, grids_text, select_runs
 from lora.sweep.sizes import halves
 from lora.sweep.tune import rate_grids
@@ -82,3 +89,87 @@ def test_tune_takes_several_sizes_at_the_length_of_the_runs(asked):
     grids = rate_grids("own", given)
     assert [(first.data.train_rows, axes["train.epochs"]) for first, axes in grids] == [(56, ["50"]), (450, ["10"])]
     assert len({tuple(axes["train.lr"]) for _, axes in grids}) == 1 and len(grids[0][1]["train.lr"]) == 5
+
+
+# The report
+
+
+def score(run):
+    """LoRA is ahead on few rows, full fine-tuning has the best mean on all; both gain with every doubling."""
+    few = run.train_rows < 900
+    level = {"full": 0.6, "lora": 0.65 if few else 0.595}[run.method]
+    wobble = 0.001 * (run.seed * (5 if run.method == "lora" else 3) % 7) * (1 if few else 5)
+    return level + 0.02 * math.log2(run.train_rows / 56) + wobble
+
+
+def test_a_report_says_what_more_rows_add_and_which_method_is_ahead(asked, tmp_path):
+    runs = populate(tmp_path / "results", "own", [*asked, "method=full,lora"], score)
+    of = {(run.method, run.train_rows, run.seed): 100 * score(run) for run in runs}
+    report = build("own", asked)
+
+    def shown(values):
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        word = "higher" if low > 0 else "lower" if high < 0 else "undecided"
+        return f"{np.mean(values):+.1f} ({low:+.1f} to {high:+.1f})", word
+
+    added, word = shown([of["lora", 900, seed] - of["lora", 450, seed] for seed in range(1, 6)])
+    start = "LoRA (qv, r8), moods-"
+    (line,) = (line for line in report.answers if line.startswith(start))
+    ending = f"900 train rows instead of 450 change the score by {added}, n = 5: {word}"
+    assert line.endswith(ending)
+    few, word = shown([of["lora", 56, seed] - of["full", 56, seed] for seed in range(1, 6)])
+    smallest, largest = (line for line in report.answers if line.startswith("At "))
+    assert word == "higher" and smallest.startswith("At 56 train rows of moods-")
+    assert smallest.endswith(f": LoRA (qv, r8) is ahead: {few} against Full fine-tuning; n = 5")
+    many, word = shown([of["full", 900, seed] - of["lora", 900, seed] for seed in range(1, 6)])
+    assert word == "undecided" and largest.startswith("At 900 train rows")
+    assert f"undecided: Full fine-tuning has the best mean, {many} against LoRA (qv, r8); n = 5" in largest
+    (table,) = (table for table in report.tables if table.name == "rows_own")
+    assert [value.number for value in table.values["Train rows"]] == [56, 112, 225, 450, 900]
+    medians = [np.median([of["lora", size, seed] for seed in range(1, 6)]) for size in (56, 112, 225, 450, 900)]
+    assert [value.number for value in table.values["LoRA (qv, r8)"]] == pytest.approx(medians)
+    (panel,) = report.figures["rows_own"]["panels"]
+    means = {line["label"]: dict(zip(line["x"], line["y"], strict=True)) for line in panel["series"]}
+    assert means["Full fine-tuning"][225] == pytest.approx(np.mean([of["full", 225, s] for s in range(1, 6)]), abs=1e-3)
+
+
+def test_methods_that_were_not_tuned_alike_are_not_compared(asked, tmp_path):
+    populate(tmp_path / "results", "own", [*asked, "method=lora"], score)
+    task = select_runs("own", [*asked, "method=full", "seed=1"])[0].task.name
+    write_rates(tmp_path / "results" / "rates.yaml", [Rate("minilm", "ours", task, "full", 1e-4, (0,), {1e-4: 0.5})])
+    populate(tmp_path / "results", "own", [*asked, "method=full", f"rates={tmp_path}/results/rates.yaml"], score)
+    compared = [line for line in build("own", asked).answers if line.startswith("At ")]
+    assert len(compared) == 2 and all(
+        "not judged, because the learning rates were not chosen alike" in c for c in compared
+    )
+
+
+def test_methods_and_sizes_of_a_seed_share_its_train_rows(tmp_path, model_dir, capsys):
+    """Trained: a launch from tables to sentences, whose runs hold the fingerprints of what they read."""
+    path = write(tmp_path / "data", 64, 24)
+    words = [
+        f"task={path}",
+        "experiment=rows",
+        "method=full,lora",
+        "seed=1,2",
+        *settings(model_dir),
+        *folders(tmp_path),
+    ]
+    assert main(["-m", "profile=own", *words, "train.epochs=1"]) == 0
+    out = capsys.readouterr().out
+    assert "8 runs of rows, on 32, 64 train rows" in out and "64 train rows instead of 32" in out
+    records, problems = load_records(tmp_path / "results")
+    prints = {}
+    for record in records:
+        rows, seed = record.provenance["data"]["rows"]["train"], record.config["seed"]
+        prints.setdefault((rows, seed), set()).add(record.provenance["data"]["fingerprint"])
+    assert not problems and {key: len(of_cell) for key, of_cell in prints.items()} == dict.fromkeys(
+        itertools.product((32, 64), (1, 2)), 1
+    )
+    assert prints[32, 1] != prints[32, 2] and prints[64, 1] == prints[64, 2]
+    capsys.readouterr()
+    assert main(["-m", "profile=own", *words, "train.epochs=1"]) == 0
+    assert "nothing to train, all 8 runs" in capsys.readouterr().out
+    write_csv(tmp_path / "data" / "train.csv", learnable(64, 9))
+    assert main(["-m", "profile=own", *words, "train.epochs=1"]) == 2
+    assert "are not those that" in capsys.readouterr().err

@@ -18,12 +18,13 @@ from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
 from lora.report.comparisons import reference_table, repeated_table
-from lora.report.experiments import LAYERS
+from lora.report.experiments import LAYERS, ROWS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
 from lora.report.rates import learning_rate_table, origins_of
 from lora.report.runs import with_others_epoch
+from lora.report.train_rows import sentences
 from lora.table import Table
 
 TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
@@ -133,6 +134,8 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         cells.append(section.summary.assign(experiment=section.experiment.name))
         if section.kind == "own" and section.experiment.is_main:
             lines += answers(section.pairs, analyses, origins_of(section.runs, gathered.rates))
+        if section.experiment.name == ROWS:
+            lines += sentences(section.runs, origins_of(section.runs, gathered.rates))
     by_task = LAYERS in set(gathered.runs["experiment"])
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))

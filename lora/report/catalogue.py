@@ -14,7 +14,7 @@ from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.analysis import ERRORS, Analyses
 from lora.report.comparisons import change_table, method_pairs, minus, pairs_table, successors_table
-from lora.report.experiments import EXPERIMENTS, LAYERS, OWN, Experiment
+from lora.report.experiments import EXPERIMENTS, LAYERS, OWN, ROWS, Experiment
 from lora.report.figures import Figure, beside_lora, by_parameters, differences, forest, learning_curves, slopes
 from lora.report.gather import Gathered
 from lora.report.labels import EPOCHS
@@ -33,10 +33,11 @@ from lora.report.placements import head_rule, head_table, layers_figure, layers_
 from lora.report.rates import rates_table, tuning_banner
 from lora.report.runs import KINDS, START_TITLES, adapted, labelled, slug_label, summarise, task_units
 from lora.report.tables import table2, table5, table6, with_paper
+from lora.report.train_rows import sizes_figure, sizes_table, summary_of, with_sizes
 from lora.table import Table
 
 PAPER = ROOT / "experiments"  # its folders hold the paper's cells
-ROWS = PAPER / "glue_table2" / "rows.csv"
+PAPER_ROWS = PAPER / "glue_table2" / "rows.csv"
 # text columns, which come first
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen", "Head's rate", "Class")
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
@@ -55,7 +56,7 @@ class Section:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        return summarise(self.runs)
+        return summary_of(self.runs) if self.experiment.name == ROWS else summarise(self.runs)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
@@ -124,7 +125,7 @@ def methods(section: Section) -> list[Table]:
     made = [section.own_table(cells, section.notes, **figures)]
     if section.paper is not None:
         title, notes = "Table 2 with the paper's rows", [note("stands_for"), note("averages")]
-        printed = with_paper(summary, section.paper, pd.read_csv(ROWS))
+        printed = with_paper(summary, section.paper, pd.read_csv(PAPER_ROWS))
         if len(printed) > len(cells):
             made.append(section.table("table2_paper", title, printed, notes))
     if len(pairs):
@@ -218,6 +219,13 @@ def lengths(section: Section) -> list[Table]:
     return [section.own_table(cells, [*section.notes, note("change")], length_curves=curves)]
 
 
+def sizes(section: Section) -> list[Table]:
+    cells = sizes_table(section.runs, section.summary)
+    made = [section.own_table(cells, [*section.notes, note(ROWS)], rows=sizes_figure(section.runs))]
+    cells, title = rates_table(section.runs, section.gathered.rates), "How each learning rate was chosen, by train rows"
+    return [*made, replace(section.table(f"{ROWS}_rates", title, cells, [note("rates")]), banner="", above="")]
+
+
 def others(section: Section) -> list[Table]:
     return [section.own_table(table2(section.summary), section.notes)]
 
@@ -233,6 +241,7 @@ TABLES: dict[str, Callable[[Section], list[Table]]] = {  # the function of each 
     "successors": successors,
     "mnli_start": starts,
     "length": lengths,
+    ROWS: sizes,
     OWN: others,
 }
 
@@ -244,9 +253,10 @@ def sections_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) ->
     """
     for name, every in gathered.runs.groupby("experiment", sort=False):
         experiment = EXPERIMENTS[name]
-        for key in () if experiment.is_main or name == OWN else ("model", "protocol"):
+        for key in () if experiment.is_main or name in (ROWS, OWN) else ("model", "protocol"):
             if len(values := every[key].unique()) > 1:
                 mixed = f"the table of {name} would mix the {key}s {', '.join(values)}"
                 raise UserError(f"{mixed}: name one ({key}={min(values)})")
+        every = with_sizes(every, gathered.tasks) if name == ROWS else every
         for kind, of_kind in sorted(every.groupby("kind"), key=lambda group: KINDS.index(group[0])):
             yield Section(gathered, experiment, kind, of_kind, curves, analyses)

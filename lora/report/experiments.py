@@ -9,6 +9,7 @@ from lora.config.plan import ADHOC, COMPARING, LEARNING_RATE, OWN_TASK
 
 OWN = "own"  # in place of an experiment: records that none expects
 LAYERS = "layers"
+ROWS = "rows"
 REPEATED = "repeated"  # the folder of runs trained again, below that of the records
 
 
@@ -21,6 +22,7 @@ class Experiment:
         title: Of its table.
         tables: The tables on its page, experiments/<name>/README.md; its own is the first.
         unnamed: Settings that name none of its rows where all seeds of a cell agree: each cell has its own value.
+        columns: Settings that name none of its rows, because its table has a column for them.
         by_start: Whether its table has a column per start, which then names no row either.
     """
 
@@ -28,6 +30,7 @@ class Experiment:
     title: str
     tables: tuple[str, ...]
     unnamed: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     by_start: bool = False
 
     @property
@@ -59,6 +62,12 @@ EXPERIMENTS = {
         ),
         Experiment("mnli_start", "What an MNLI start gives (section 5.2)", ("mnli_start",), by_start=True),
         Experiment("length", "How long to train: one length and twice that", ("length",)),
+        Experiment(
+            ROWS,
+            "How many labels: scores by the number of train rows",
+            (ROWS,),
+            columns=("data.train_rows", "data.train_draw", "train.epochs", "train.lr"),
+        ),
         Experiment(LEARNING_RATE, "Learning rates tried, on seeds outside the tables of results", (LEARNING_RATE,)),
         Experiment(OWN, "Other runs in this folder", (OWN,)),
         # without a grid: made from adapters of other runs, or the whole profile `base`

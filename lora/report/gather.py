@@ -194,7 +194,8 @@ def frame_of(
     for name, experiment in EXPERIMENTS.items():
         if len(own := every[every["experiment"] == name]):
             compared = pd.concat([main, own]) if name == OWN else own  # other runs say in what they differ
-            runs = labelled(compared, main, agreed(own, experiment.unnamed), not experiment.by_start)
+            unnamed = [*experiment.columns, *agreed(own, experiment.unnamed)]
+            runs = labelled(compared, main, unnamed, not experiment.by_start)
             tables.append(in_table_order(runs[runs["experiment"] == name]))
     return pd.concat(tables) if tables else every
 

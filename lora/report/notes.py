@@ -77,7 +77,7 @@ def rising_text(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
 
     gains = (100 * curves.groupby("run_id")["value"].agg(last_third)).round(DIGITS)
     gains = runs["run_id"].map(gains) * runs["metric"].map(better)
-    means = gains.groupby([runs["task"], told_apart(runs)]).mean().dropna()
+    means = gains.groupby([runs["task"], told_apart(runs), runs["train_rows"]]).mean().dropna()
     if means.empty:
         return ""
     rising = f"{(means > RISING).sum()} of {len(means)} cells"

@@ -97,6 +97,9 @@ def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None
             ax.errorbar(x, y, yerr=bars(y, low, high), markersize=5, linewidth=1.2, capsize=2, **look)
     if figure["log_x"]:
         ax.set_xscale("log")
+        if "ticks" in panel:
+            ax.set_xticks(panel["ticks"], [f"{tick:,}" for tick in panel["ticks"]])
+            ax.minorticks_off()
     elif "x_names" in panel:
         ax.set_xticks(range(len(panel["x_names"])), panel["x_names"])
         ax.margins(x=0.2)

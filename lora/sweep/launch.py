@@ -147,8 +147,8 @@ def announcement(
 
 
 def own_facts(runs: Iterable[PlannedRun]) -> list[str]:
-    """What the rows of each own task are like, a line each."""
-    tasks = {run.task.name: run for run in runs if run.task.own is not None}
+    """What the rows of each own task are like, a line each; of several sizes, on the most train rows."""
+    tasks = {run.task.name: run for run in sorted(runs, key=lambda run: run.train_rows) if run.task.own is not None}
     if not tasks:
         return []
     from lora.data.read import read  # loads the datasets library

@@ -37,9 +37,11 @@ def about(runs: Sequence[PlannedRun], again: int = 0) -> list[str]:
     models = dict.fromkeys(config.model.name for config in configs)
     epochs = sorted({config.train.epochs for config in configs})
     lines = [f"  encoder: {', '.join(models)}; epochs: {', '.join(map(str, epochs))}"]
-    for name, run in {run.task.name: run for run in runs if run.task.own is not None}.items():
-        rows = run.task.official_rows | {"train": run.train_rows}
-        lines.append(f"  rows:    {name}: {', '.join(f'{KEYS[split]} {count:,}' for split, count in rows.items())}")
+    for task in {run.task.name: run.task for run in runs if run.task.own is not None}.values():
+        sizes = sorted({run.train_rows for run in runs if run.task.name == task.name})
+        rows = {split: f"{count:,}" for split, count in task.official_rows.items()}
+        rows |= {"train": " or ".join(f"{size:,}" for size in sizes)}
+        lines.append(f"  rows:    {task.name}: {', '.join(f'{KEYS[split]} {count}' for split, count in rows.items())}")
     rates: dict[str, dict[str, set[float]]] = {}
     for config in configs:
         methods = rates.setdefault(config.runtime.rate_from or "stated", {})

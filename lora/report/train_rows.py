@@ -1,0 +1,122 @@
+"""How many labels: scores by the number of train rows, where each seed draws rows of its own (experiment `rows`).
+
+A seed's draws are nested and shared by all methods, so the rows' gain and two methods' difference are both paired by
+seed. The interval over seeds holds the draw of the train rows too, except on all rows, where nothing is drawn.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pandas as pd
+
+from lora.data.metrics import better
+from lora.data.tasks import Task
+from lora.report.figures import Figure, bands, figure
+from lora.report.runs import summarise, task_labels, task_title, told_apart
+from lora.report.stats import DIGITS, ENOUGH_SEEDS, Interval, all_pairs, interval_of, mean_interval, needed_text
+from lora.report.tables import score
+from lora.table import Cell, Value
+
+
+def with_sizes(runs: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
+    """The runs with the column `size`, the number of train rows that was asked for, and labels that name the encoder or
+    the protocol where there are several."""
+    whole = [tasks[task].official_rows["train"] for task in runs["task"]]
+    asked = pd.to_numeric(runs["data.train_rows"], errors="coerce")  # null: all
+    sizes = asked.fillna(pd.Series(whole, index=runs.index)).astype(int)
+    return runs.assign(size=sizes, label=told_apart(runs, ["model", "protocol"]))
+
+
+def summary_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """`lora.report.runs.summarise` for each size. `runs`: of `with_sizes`."""
+    parts = [summarise(of_size).assign(size=size) for size, of_size in runs.groupby("size")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def sizes_table(runs: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """One line per task and size, with a column for each method.
+
+    Args:
+        runs: Of `with_sizes`.
+        summary: Of `summary_of`.
+    """
+    lines, titles = [], task_labels(runs)
+    for (task, size), cells in sorted(summary.groupby(["task", "size"]), key=lambda one: [*titles].index(one[0][0])):
+        of_size = runs[runs["task"].eq(task) & runs["size"].eq(size)]
+        line: dict[str, Cell] = {"Task": titles[task], "Train rows": Value(size, f"{size:,}")}
+        line |= {"Epochs": " and ".join(sorted(of_size["train.epochs"].unique(), key=int))}
+        for _, row in cells.iterrows():
+            cell = score(row)  # without the curves of its runs: those of other sizes have the same cell
+            line[row["label"]] = replace(cell, cell="") if isinstance(cell, Value) else cell
+        lines.append(line)
+    return pd.DataFrame(lines).fillna("-")
+
+
+def sizes_figure(runs: pd.DataFrame) -> Figure | None:
+    """The score against the number of train rows, a panel per task, a line and a band per method."""
+    note = "Mean over seeds; band: lowest and highest. Each run's best epoch; the dev rows are the same for all."
+    panels = bands(runs.dropna(subset="best"), "size", "best", "mean")
+    panels = [one | {"ticks": sorted({x for series in one["series"] for x in series["x"]})} for one in panels]
+    return figure("Score by the number of train rows", note, "lines", "train rows", panels, log_x=True)
+
+
+def sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
+    """What the last doubling of the train rows added for each method, and which method is ahead at the smallest and at
+    the largest size.
+
+    Args:
+        runs: Of `with_sizes`.
+        origins: As of `lora.report.rates.origins_of`: methods whose rates were not chosen alike are not compared.
+    """
+    lines = []
+    for task, of_task in runs.dropna(subset="best").groupby("task", sort=False):
+        sizes = sorted(set(of_task["size"].tolist()))
+        for label, of_method in of_task.groupby("label", sort=False) if len(sizes) > 1 else ():
+            few, many = sizes[-2:]
+            added = gain(of_method, few, many)
+            if added.n:
+                what = f"{label}, {task_title(task)}: {many:,} train rows instead of {few:,} change the score by"
+                collapsed = collapsed_among(of_method[of_method["size"].isin((few, many))])
+                lines.append(f"{what} {added.shown}, n = {added.n}: {word_of(added)}{collapsed}")
+        for size in dict.fromkeys((sizes[0], sizes[-1])):
+            of_size = of_task[of_task["size"] == size]
+            if of_size["label"].nunique() > 1:
+                lines.append(f"At {size:,} train rows of {task_title(task)}: {ahead(of_size, origins)}")
+    return lines
+
+
+def gain(runs: pd.DataFrame, few: int, many: int) -> Interval:
+    """The score of a method on many train rows minus that on few, in pairs of one seed."""
+    scores = 100 * runs.pivot(index="seed", columns="size", values="best").reindex(columns=[few, many]).astype(float)
+    return mean_interval((scores[many] - scores[few]).dropna().round(DIGITS).to_numpy())
+
+
+def word_of(difference: Interval) -> str:
+    if difference.n >= ENOUGH_SEEDS and (difference.low > 0 or difference.high < 0):
+        return "higher" if difference.low > 0 else "lower"
+    return "undecided" + (f"; a verdict needs at least {ENOUGH_SEEDS} seeds" if difference.n < ENOUGH_SEEDS else "")
+
+
+def collapsed_among(runs: pd.DataFrame) -> str:
+    count = int(runs["collapsed"].sum())
+    return f" ({count} of {len(runs)} runs collapsed)" if count else ""
+
+
+def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
+    """The method that is better than every other on the runs of one size, or the best mean and what is undecided."""
+    chosen = {origins[run_id] for run_id in runs["run_id"] if run_id in origins}
+    if len(chosen) > 1:
+        return f"not judged, because the learning rates were not chosen alike: {' and '.join(sorted(chosen))}"
+    groups = {str(label): of_method for label, of_method in runs.groupby("label", sort=False)}
+    sign = better(runs["metric"].iloc[0])
+    best = max(groups, key=lambda label: sign * groups[label]["best"].astype(float).mean())
+    pairs = all_pairs(groups, sides=[(best, other) for other in groups if other != best])
+    shown = ", ".join(f"{interval_of(row).shown} against {row.other}" for row in pairs.itertuples())
+    n = " to ".join(dict.fromkeys(str(count) for count in (pairs["n"].min(), pairs["n"].max())))
+    collapsed = collapsed_among(runs)
+    words = [word_of(interval_of(row)) for row in pairs.itertuples()]
+    if all(word == ("higher" if sign > 0 else "lower") for word in words):
+        return f"{best} is ahead: {shown}; n = {n}{collapsed}"
+    needed = needed_text(float(pairs["needed"].max()), "tell them apart")
+    few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" if pairs["n"].min() < ENOUGH_SEEDS else needed
+    return f"undecided: {best} has the best mean, {shown}; n = {n}{few}{collapsed}"
