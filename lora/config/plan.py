@@ -316,9 +316,10 @@ class Launch:
 
 
 def read_launch(folder: Path) -> Launch:
+    path = folder / LAUNCH
     try:
-        return build(Launch, read_object(folder / LAUNCH))
-    except UserError:  # none, or one that the next launch writes anew
+        return build(Launch, read_object(path)) if path.exists() else Launch()
+    except UserError:  # the next launch writes it anew
         return Launch()
 
 

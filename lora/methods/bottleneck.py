@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from lora.errors import UserError
 from lora.methods.configs import AdapterDropConfig, BottleneckConfig, HoulsbyConfig
 from lora.models.architectures import ARCHITECTURES
-from lora.models.modules import architecture_of, encoder_layers, replace, train_only
+from lora.models.modules import architecture_of, encoder_layers, is_layer_norm, replace, train_only
 from lora.rng import generator
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
@@ -142,8 +142,3 @@ def places(model: nn.Module, config: BottleneckConfig) -> list[str]:
     if dropped >= len(layers):
         raise UserError(f"method.drop_layers must be below the encoder's depth ({len(layers)} layers), got {dropped}")
     return [f"{layer}.{known.ffn_norm}" for layer in layers[dropped:]]
-
-
-def is_layer_norm(module: nn.Module) -> bool:
-    """Whether a module has a LayerNorm's weight and bias: torch's, DeBERTa's, or a wrapped one."""
-    return isinstance(module, nn.LayerNorm | PfeifferNorm) or type(module).__name__ == "DebertaLayerNorm"

@@ -19,6 +19,11 @@ HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, *HALVES)
 
 
+def is_layer_norm(module: nn.Module) -> bool:
+    """Whether a module has a LayerNorm's weight and bias: torch's, DeBERTa's, or one in a Pfeiffer adapter."""
+    return isinstance(module, nn.LayerNorm) or type(module).__name__ in ("DebertaLayerNorm", "PfeifferNorm")
+
+
 def check_classifier(model: nn.Module) -> None:
     """Check that a model is a transformers classifier itself: the names of its parameters tell the body from the head.
 

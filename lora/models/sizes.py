@@ -3,12 +3,6 @@
 import re
 from typing import Any
 
-
-def _encoder(layers: int, d: int, heads: int, ffn: int) -> dict[str, Any]:
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    return dict(zip(names, (layers, d, heads, ffn), strict=True))
-
-
 # Source: config.json of FacebookAI/roberta-base, FacebookAI/roberta-large and microsoft/deberta-v2-xxlarge on the hub.
 _ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 _DEBERTA = {
@@ -26,10 +20,11 @@ _DEBERTA = {
     "conv_kernel_size": 3,
     "conv_act": "gelu",
 }
+_KEYS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 SIZES: dict[str, dict[str, Any]] = {
-    "roberta_base": _ROBERTA | _encoder(12, 768, 12, 3072),
-    "roberta_large": _ROBERTA | _encoder(24, 1024, 16, 4096),
-    "deberta_v2_xxl": _DEBERTA | _encoder(48, 1536, 24, 6144),
+    "roberta_base": _ROBERTA | dict(zip(_KEYS, (12, 768, 12, 3072), strict=True)),
+    "roberta_large": _ROBERTA | dict(zip(_KEYS, (24, 1024, 16, 4096), strict=True)),
+    "deberta_v2_xxl": _DEBERTA | dict(zip(_KEYS, (48, 1536, 24, 6144), strict=True)),
 }
 # Brown et al. 2020, table 2.1: 96 layers, FFN width 4 d, context length 2048, GPT-2's vocabulary.
 GPT3 = {"layers": 96, "d": 12288, "vocabulary": 50257, "positions": 2048}

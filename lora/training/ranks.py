@@ -81,8 +81,11 @@ class Subspaces:
 
 
 def allocator(model: nn.Module, steps: int) -> Ranks | Subspaces | None:
-    """What allocates in a run. None if its method does not. Raises: UserError: If it has no step in which to do so."""
-    settings = model.tuner.peft_config[DEFAULT] if hasattr(model, "tuner") else None
+    """What allocates in a run of one of PEFT's methods. None if its type does not.
+
+    Raises: UserError: If it has no step in which to do so.
+    """
+    settings = model.tuner.peft_config[DEFAULT]
     if hasattr(settings, "tinit"):
         return Ranks(model, steps)
     return Subspaces(model, steps) if getattr(settings, "use_asa", False) else None

@@ -13,8 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lora.config.run import RunConfig, TrainConfig
 from lora.data.tasks import Task
 from lora.errors import UserError
-from lora.methods.bottleneck import is_layer_norm
-from lora.models.modules import is_head, trainable
+from lora.models.modules import is_head, is_layer_norm, trainable
 from lora.rng import seed_for
 from lora.training.device import Process
 from lora.training.fused.encoder import fuse
@@ -143,7 +142,7 @@ def prepare_step(
     trained = [p for _, p in trainable(model)]
     # Stock dropout draws from the global generator, which is seeded last so that nothing above advances it.
     torch.manual_seed(seed_for(config.seed, "dropout", process.rank))
-    ranks = allocator(model, steps)
+    ranks = allocator(model, steps) if config.method.name == "peft" else None
     return Step(model, trained, optimizer, schedule, masks, process, task, train, ranks, weights)
 
 
