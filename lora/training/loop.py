@@ -30,7 +30,7 @@ from lora.records.provenance import code_version
 from lora.records.record import ADAPTER, RunRecord, checkpoint_path
 from lora.training.checkpoints import Checkpointer, made_from
 from lora.training.device import device_name, optimizer_bytes, peak_mib, start_process
-from lora.training.evaluation import evaluate, predict, select, selecting_split, split_half
+from lora.training.evaluation import choose_epochs, evaluate, predict, selecting_split, split_half
 from lora.training.step import MicroBatch, micro_batches, prepare_step
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
@@ -136,12 +136,12 @@ def run(
         state.epochs.append({"epoch": epoch, "step": state.step, **losses, "metrics": values})
         state.losses = []
         state.predictions[epoch] = {name: torch.from_numpy(predicted) for name, predicted in predictions.items()}
-        selected = select(state.epochs, task, train.selection)
+        selected = choose_epochs(state.epochs, task, train.selection)
         if pack is not None and selected["best"]["epoch"] == epoch:
             state.adapter = pack(selected)
 
     # The record.
-    selected = select(state.epochs, task, train.selection)
+    selected = choose_epochs(state.epochs, task, train.selection)
     arrays = {epoch: {name: t.numpy() for name, t in tensors.items()} for epoch, tensors in state.predictions.items()}
     selected["split_half"] = {"value": split_half(arrays, splits, task, train.selection)}
     seconds = state.earlier_seconds + time.monotonic() - started
