@@ -18,14 +18,6 @@ def shuffled(count: int, *purpose: str | int) -> np.ndarray:
     return np.argsort(_raw(count, *purpose), kind="stable")
 
 
-def drawn(shape: tuple[int, ...], below: int, *purpose: str | int) -> np.ndarray:
-    """Integers in `range(below)`, drawn with replacement for one purpose.
-
-    The draws are raw, as in `shuffled`. 64 bits modulo a few thousand are uniform to one part in 10^15.
-    """
-    return (_raw(math.prod(shape), *purpose) % np.uint64(below)).astype(np.intp).reshape(shape)
-
-
 def _raw(count: int, *purpose: str | int) -> np.ndarray:
     seed = int.from_bytes(hashlib.sha256(":".join(map(str, purpose)).encode()).digest()[:16], "big")
     return np.random.PCG64(seed).random_raw(count)

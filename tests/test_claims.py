@@ -21,13 +21,13 @@ from lora.records.analysis import Analyses
 from lora.records.record import FRAME_COLUMNS
 from lora.report.build import build
 from lora.report.claims import verdicts
-from lora.report.claims.findings import Finding, difference, smallest_p
+from lora.report.claims.findings import Finding, judge_difference, smallest_p
 from lora.report.claims.headlines import headlines
-from lora.report.claims.shown import commit_text, ours, to_json
-from lora.report.claims.statements import KINDS, Bound, Compare, read_claims
-from lora.report.claims.verdicts import Verdict, after_holm, stated_later, verdict
+from lora.report.claims.shown import closest, commit_text, to_json
+from lora.report.claims.statements import CLAIM_KINDS, Bound, Compare, read_claims
+from lora.report.claims.verdicts import Verdict, after_holm, stated_later, verdict_on
 from lora.report.labels import setting_columns
-from lora.report.runs import labelled
+from lora.report.runs import with_labels
 from lora.report.stats import MOST_SEEDS, mean_interval, mean_p
 
 judge = functools.partial(verdicts.judge, records={})
@@ -70,7 +70,7 @@ def judged_parts(content: bytes | str) -> dict[str, str]:
 
     `usual` was the word for a setting without a value.
     """
-    known = ("sentence", "ours", *KINDS, "tasks", "compare")
+    known = ("sentence", "ours", *CLAIM_KINDS, "tasks", "compare")
     return {
         entry["id"]: json.dumps({key: entry[key] for key in known if key in entry}).replace('"usual"', "null")
         for entry in yaml.safe_load(content) or ()
@@ -93,7 +93,7 @@ def test_every_claim_names_the_commit_that_stated_it(git):
 
 def test_a_claim_is_later_than_runs_that_began_before_it():
     (claim,) = [one for one in read_claims() if one.id == "small_rank_is_enough"]
-    one = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a",), ("b",)))])
+    one = verdict_on(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a",), ("b",)))])
     before, after = "2026-11-26T12:09:10+00:00", "2026-11-26T12:09:12+00:00"  # a second off the commit's time
     for made_at, later in (
         ({"a": after, "b": after}, ""),
@@ -102,13 +102,13 @@ def test_a_claim_is_later_than_runs_that_began_before_it():
         ({}, None),
     ):
         assert stated_later(one, made_at) == later
-    pairs = verdict(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a", "b"), ("c", "d")), sides=("DoRA", "LoRA"))])
+    pairs = verdict_on(claim, "minilm", [finding(1.0, 0.5, 1.5, runs=(("a", "b"), ("c", "d")), sides=("DoRA", "LoRA"))])
     made_at = dict.fromkeys("abcd", after)
     assert stated_later(pairs, made_at) == ""
     assert stated_later(pairs, made_at | dict.fromkeys("bd", before)) == "the runs of LoRA were known"
     assert stated_later(pairs, made_at | dict.fromkeys("ad", before)) == "the runs of DoRA and LoRA were known"
     assert stated_later(pairs, made_at | dict.fromkeys("cd", before)) == "stated later"
-    assert stated_later(verdict(dataclasses.replace(claim, stated_at=""), "", one.findings), {"a": after}) is None
+    assert stated_later(verdict_on(dataclasses.replace(claim, stated_at=""), "", one.findings), {"a": after}) is None
     assert commit_text(dataclasses.replace(one, stated_later="stated later")) == f"{claim.stated[:8]}, stated later"
 
 
@@ -209,9 +209,9 @@ def test_one_rejection_among_several_takes_holms_correction(mean, alone, of_four
     """SciPy's one-sided p values are 0.0238, 0.0066 and 0.0033. 2.5% over 4 is 0.00625."""
     values = np.array(SPREAD) + mean
     assert (stats.ttest_1samp(values, 0, alternative="less").pvalue <= 0.025 / 4) == (of_four is False)
-    broken = difference(bound_of(above=0), ["A", "B"], ["rte"], pairs_of({"rte": list(values)}))
-    kept = difference(bound_of(above=-5), ["A", "B"], ["rte"], pairs_of({"rte": SPREAD}))
-    untested = difference(bound_of(above=0), ["A", "B"], ["cola"], pairs_of({"rte": SPREAD}))
+    broken = judge_difference(bound_of(above=0), ["A", "B"], ["rte"], pairs_of({"rte": list(values)}))
+    kept = judge_difference(bound_of(above=-5), ["A", "B"], ["rte"], pairs_of({"rte": SPREAD}))
+    untested = judge_difference(bound_of(above=0), ["A", "B"], ["cola"], pairs_of({"rte": SPREAD}))
     assert (broken.holds, kept.holds, untested.holds) == (False, True, None)
     assert after_holm([broken])[0].holds is alone
     found = after_holm([kept, broken, untested, kept])
@@ -233,7 +233,9 @@ def test_a_claim_is_wrongly_refuted_in_at_most_two_and_a_half_percent():
 
 
 def test_only_the_seeds_with_every_task_stand_behind_an_average():
-    found = difference(bound_of(above=0), ["A", "B"], ["rte", "cola"], pairs_of({"rte": [*SPREAD, 9], "cola": SPREAD}))
+    found = judge_difference(
+        bound_of(above=0), ["A", "B"], ["rte", "cola"], pairs_of({"rte": [*SPREAD, 9], "cola": SPREAD})
+    )
     assert found.n == 5 and found.mean == pytest.approx(0) and len(found.records) == 20
     assert not any(run.endswith(".6") for run in found.records)
 
@@ -246,9 +248,9 @@ def finding(mean: float, low: float = math.nan, high: float = math.nan, **change
 def test_a_terminal_shows_few_comparisons_and_the_worst_of_many():
     (claim,) = [each for each in read_claims() if each.id == "houlsby_below_both"]
     both = (finding(3.0, 2.0, 4.0), finding(-0.5, -2.0, 1.0, holds=None, label="A - C"))
-    assert ours([verdict(claim, "minilm", both)]) == "+3.0 (+2.0 to +4.0); -0.5 (-2.0 to +1.0)"
-    more = verdict(claim, "minilm", (*both, finding(9.0, 8.0, 10.0, label="A - D")))
-    assert ours([more]) == "-0.5 (-2.0 to +1.0), smallest margin of 3"
+    assert closest([verdict_on(claim, "minilm", both)]) == "+3.0 (+2.0 to +4.0); -0.5 (-2.0 to +1.0)"
+    more = verdict_on(claim, "minilm", (*both, finding(9.0, 8.0, 10.0, label="A - D")))
+    assert closest([more]) == "-0.5 (-2.0 to +1.0), smallest margin of 3"
 
 
 def test_a_row_of_the_readme_is_one_comparison_of_the_profile_that_it_names(tmp_path, monkeypatch):
@@ -262,7 +264,7 @@ def test_a_row_of_the_readme_is_one_comparison_of_the_profile_that_it_names(tmp_
 
     kept = finding(2.0, 1.0, 3.0, rows_low=-1.0, rows_high=5.0, place="STS-B")
     broken = finding(-2.0, -3.0, -1.0, holds=False, p_against=0.001, rows_low=-4.0, rows_high=-0.1, place="CoLA")
-    own, other = verdict(claim, "minilm", [kept, broken]), verdict(claim, "minilm", [kept])
+    own, other = verdict_on(claim, "minilm", [kept, broken]), verdict_on(claim, "minilm", [kept])
     (first,), (second,), (worst,) = (rows(more, own, other) for more in (", comparison: 0", ", comparison: 1", ""))
     assert (first["Verdict"], first["Other dev rows"]) == ("supported on these dev rows", "not known")
     assert (second["Verdict"], second["Other dev rows"], second["Task"]) == ("contradicted", "yes", "CoLA")
@@ -270,7 +272,7 @@ def test_a_row_of_the_readme_is_one_comparison_of_the_profile_that_it_names(tmp_
     assert worst["Here (95% interval)"] == "-2.0 (-3.0 to -1.0), smallest margin of 2"
     (named,) = rows(", profile: decide", own, other)
     assert named["Here (95% interval)"] == "+2.0 (+1.0 to +3.0)"
-    unmeasured = verdict(claim, "minilm", [dataclasses.replace(kept, n=0)])
+    unmeasured = verdict_on(claim, "minilm", [dataclasses.replace(kept, n=0)])
     assert rows(", profile: decide", own, unmeasured) == []
 
 
@@ -293,7 +295,7 @@ def test_the_findings_figure_shows_each_rows_word_bound_and_number():
     for place, (name, (low, high)) in enumerate(zip(panel["names"], panel["supports"], strict=True)):
         row = rows[name.partition(".")[0]]
         assert row.line["says"] in name and row.cells["Verdict"].startswith(words[place])
-        assert [-math.inf if low is None else low, math.inf if high is None else high] == [*row.found.bound[:2]]
+        assert [-math.inf if low is None else low, math.inf if high is None else high] == [*row.finding.bound[:2]]
     text, highest = report.figures["findings"]["note"], max(max(s["y"]) for s in panel["series"])
     assert f"Row 4 is off the scale: {rows['4'].cells['Here (95% interval)']}" in text and highest < 5
 
@@ -346,7 +348,7 @@ def scored(planned, add):
         for p in {p["run_id"]: p for p in runs}.values()
     ]
     frame = pd.DataFrame(rows, columns=FRAME_COLUMNS)
-    runs = labelled(runs_of(runs, frame), start=False)
+    runs = with_labels(runs_of(runs, frame), without=["start"])
     return runs.assign(others_epoch=runs["best"]), frame, runs[:0]
 
 

@@ -13,7 +13,7 @@ from lora.data.tasks import TASKS
 from lora.errors import DivergedError
 from lora.rng import shuffled
 from lora.training.device import Process
-from lora.training.evaluation import DEV_HALVES, predict, select, split_half
+from lora.training.evaluation import DEV_HALVES, choose_epochs, predict, split_half
 
 LENGTHS = np.random.default_rng(3).integers(4, 20, 23)
 BATCH = 4
@@ -80,7 +80,7 @@ def epochs(*values: float | None, split: str = "validation", metric: str = "matt
     ],
 )
 def test_the_first_of_the_highest_is_the_best_and_an_undefined_one_never_is(values, best, last):
-    chosen = select(epochs(*values), TASKS["cola"], "matched")
+    chosen = choose_epochs(epochs(*values), TASKS["cola"], "matched")
     assert (chosen["metric"], chosen["split"]) == ("matthews", "validation")
     for name, (epoch, value) in (("best", best), ("last", last)):
         assert chosen[name] == {"epoch": epoch, "value": value}
@@ -90,7 +90,7 @@ def test_mnli_is_selected_by_the_split_that_is_asked_for():
     both = epochs(0.5, 0.6, split="validation_matched", metric="accuracy")
     for entry, value in zip(both, (0.9, 0.1), strict=True):
         entry["metrics"]["validation_mismatched"] = {"accuracy": value}
-    chosen = {name: select(both, TASKS["mnli"], name)["best"] for name in ("matched", "mismatched")}
+    chosen = {name: choose_epochs(both, TASKS["mnli"], name)["best"] for name in ("matched", "mismatched")}
     assert chosen == {"matched": {"epoch": 2, "value": 0.6}, "mismatched": {"epoch": 1, "value": 0.9}}
 
 

@@ -16,10 +16,10 @@ from lora.errors import UserError
 from lora.records.analysis import EXAMPLES, analysis_json, read_analyses
 from lora.records.predictions import dev_predictions
 from lora.records.record import load_records, read_record, write_record
-from lora.report.analyses.dev_intervals import bounds, check, compare, main, pseudo_values
+from lora.report.analyses.dev_intervals import bounds, check_metric, compare, main, pseudo_values
 from lora.report.build import build
 from lora.report.stats import mean_interval, seeds_and_rows
-from lora.report.terminal import markdown
+from lora.report.terminal import markdown_report
 from lora.sweep.request import select_runs
 
 RANDOM = np.random.default_rng(0)
@@ -162,7 +162,7 @@ def test_methods_are_compared_and_the_tables_show_it_unless_the_predictions_are_
         path.write_bytes(analysis_json(made_from, older))
         report = build("small", OVERRIDES, results)
         assert len(report.problems) == 1 and "python -m lora analyse intervals" in report.problems[0]
-        assert word in report.problems[0] and "left out" in markdown(report)
+        assert word in report.problems[0] and "left out" in markdown_report(report)
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
@@ -178,7 +178,7 @@ def test_the_hash_of_the_predictions_is_checked(predicted_runs):
     record = read_record(next((folder / "runs").glob("*.json")))
     path = folder / "predictions" / f"{record.run_id}.safetensors"
     with pytest.raises(UserError, match=r"not the rows that it was evaluated on"):
-        check(record, "matthews", dev_predictions(record, folder)["best"], 1 - labels)
+        check_metric(record, "matthews", dev_predictions(record, folder)["best"], 1 - labels)
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(UserError, match=r"not the file of predictions that its record names"):
         dev_predictions(record, folder)

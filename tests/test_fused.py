@@ -16,7 +16,7 @@ from scipy import stats
 from torch.nn import functional as F
 from trained import run
 
-from lora.config.auto import ARCHITECTURES
+from lora.config.auto import FUSED_ARCHITECTURES
 from lora.cost.subjects import saved_bytes
 from lora.errors import UserError
 from lora.methods import apply
@@ -310,7 +310,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 @pytest.mark.parametrize(
     ("architecture", "method"),
     [("bert", method) for method in CONFIGS]
-    + [(other, method) for other in ARCHITECTURES if other != "bert" for method in ("full", "lora-qkvoif")],
+    + [(other, method) for other in FUSED_ARCHITECTURES if other != "bert" for method in ("full", "lora-qkvoif")],
 )
 def test_the_fused_encoder_equals_transformers_own(architecture, method):
     stock, fused, _ = pair(architecture, method, **NO_DROPOUT)

@@ -9,7 +9,7 @@ from lora.errors import UserError
 from lora.report.build import build
 from lora.report.command import files
 from lora.report.runs import method_label
-from lora.report.terminal import compared
+from lora.report.terminal import reference_lines
 from lora.sweep.request import select_runs
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
@@ -128,7 +128,7 @@ def test_each_row_of_ones_own_stands_beside_its_reference_cell(grid, labels, tmp
     reference = tables["reference"].set_index("Method")[["First", "Second", "Change"]]
     wanted = [("60.0", "+10.0"), ("70.0", "+20.0")] if "alpha" in grid else [("60.0", "+10.0")] * 2
     assert [tuple(reference.loc[label]) for label in labels] == [("50.0", *values) for values in wanted]
-    (line,) = compared(report)
+    (line,) = reference_lines(report)
     assert line == f"Reference: 4 of 4 runs, largest change {wanted[-1][1]} ({labels['alpha' in grid]}, reviews)"
 
 

@@ -14,7 +14,7 @@ from lora.data.metrics import LOWER
 from lora.records.record import load_curves
 from lora.report.build import build
 from lora.report.gather import Gathered, gather
-from lora.report.rates import learning_rate_table, taken, tried_rows
+from lora.report.rates import best_rate_by_label, learning_rate_table, tried_rows
 from lora.table import Table
 
 GIVEN = ["experiment=learning_rate"]
@@ -34,7 +34,7 @@ def taken_by_slug(gathered: Gathered) -> dict[str, float]:
     rows = tried_rows(gathered.tried)
     slugs = dict(zip(rows["label"], rows["slug"], strict=True))
     assert len(slugs) == len(set(slugs.values()))
-    return {slugs[label]: rate for label, rate in taken(rows).items()}
+    return {slugs[label]: rate for label, rate in best_rate_by_label(rows).items()}
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_seeds_are_averaged_within_a_task_and_a_rate_must_have_every_task_and_se
     rows += [(5e-3, "cola", 0, 0.90), (5e-3, "stsb", 0, 0.90)]  # without the second seed
     columns = ["label", "metric", "lr", "task", "seed", "best"]
     runs = pd.DataFrame([("LoRA", "accuracy", *row) for row in rows], columns=columns)
-    assert taken(runs) == {"LoRA": 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
-    assert taken(runs.assign(best=-runs["best"], metric=f"cost.mean{LOWER}")) == {"LoRA": 2e-3}
+    assert best_rate_by_label(runs) == {"LoRA": 2e-3}  # (0.40 + 0.78) / 2 against (0.30 + 0.80) / 2
+    assert best_rate_by_label(runs.assign(best=-runs["best"], metric=f"cost.mean{LOWER}")) == {"LoRA": 2e-3}
     missing = pd.DataFrame([{"label": "LoRA", "task": "rte", "seed": 0, "metric": "accuracy"}])
-    assert taken(pd.concat([runs, missing])) == {}  # a planned run is not trained
+    assert best_rate_by_label(pd.concat([runs, missing])) == {}  # a planned run is not trained

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lora.config.compose import compose_run
-from lora.cost.memory import SHOWN, estimate, kept_activations, memory_table
+from lora.cost.memory import PAPER_RUNS, estimate, kept_activations, memory_table
 from lora.files import ROOT
 from lora.methods import apply
 from lora.models.load import model_of_size
-from lora.models.sizes import SIZES
+from lora.models.sizes import ENCODER_SIZES
 
 SMALL = {
     "num_hidden_layers": 4,
@@ -22,7 +22,7 @@ SMALL = {
 @pytest.fixture
 def small(monkeypatch):
     """RoBERTa-base with sizes that fit in a test."""
-    monkeypatch.setitem(SIZES, "roberta_base", SIZES["roberta_base"] | SMALL)
+    monkeypatch.setitem(ENCODER_SIZES, "roberta_base", ENCODER_SIZES["roberta_base"] | SMALL)
 
     def build(*overrides):
         return compose_run(["profile=paper", "model=roberta_base", "protocol=printed", "task=cola", *overrides])
@@ -92,7 +92,7 @@ def test_the_page_of_efficiency_shows_what_is_computed():
         [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()[2:]]
         for text in (
             page.partition("<!-- memory begin -->")[2].partition("<!-- memory end -->")[0],
-            memory_table(SHOWN[::2]),
+            memory_table(PAPER_RUNS[::2]),
         )
     )
-    assert len(shown) == 2 * len(SHOWN) and computed == shown[:2] + shown[4:6]
+    assert len(shown) == 2 * len(PAPER_RUNS) and computed == shown[:2] + shown[4:6]

@@ -18,7 +18,7 @@ from lora.models.modules import is_head, trainable
 from lora.records.record import adapter_path, load_records, record_path, write_record
 from lora.sweep.launch import to_train, train_missing, unfinished
 from lora.sweep.request import select_runs, sweep_settings
-from lora.sweep.state import state_of
+from lora.sweep.state import sweep_state
 from lora.training.mnli_start import start_from
 
 
@@ -136,7 +136,7 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     assert {run.parent for run in runs if run.task.name != "mnli"} == set(parents)
     assert all(run.config.runtime.save_adapter for run in parents.values())
     settings, results = sweep_settings("small", overrides), tmp_path / "results"
-    todo = to_train(settings, runs, state_of(runs, *load_records(results)))
+    todo = to_train(settings, runs, sweep_state(runs, *load_records(results)))
     assert todo == runs
     waves = []
 
@@ -148,7 +148,7 @@ def test_a_sweep_trains_parents_first_and_once(tiny_overrides, tmp_path):
     assert waves == [set(parents), {run.run_id for run in runs if run.parent and run.seed == 1}]
 
     done = ensure_record(next(iter(parents.values())).config, mistakes_fail=True)
-    now = state_of(runs, *load_records(results))
+    now = sweep_state(runs, *load_records(results))
     assert len(to_train(settings, runs, now)) == 5
     assert sum("not started: its MNLI run" in line for line in unfinished(now, {})) == 2
     adapter_path(settings.runtime.outputs, done.run_id).unlink()

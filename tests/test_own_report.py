@@ -18,19 +18,18 @@ from lora.config.compose import compose_run
 from lora.config.plan import add_to_plan
 from lora.config.rates import Rate, write_rates
 from lora.files import ROOT, write_atomically
-from lora.records.analysis import EXAMPLES, OWN_ROWS, Analyses, analysis_json, compared
+from lora.records.analysis import EXAMPLES, OWN_ROWS, Analyses, analysis_json, comparison_key
 from lora.records.record import write_record
 from lora.report.analyses.dev_intervals import comparisons
-from lora.report.answers import answers
 from lora.report.build import build
 from lora.report.command import print_sweep
-from lora.report.comparisons import pairs_table
-from lora.report.labels import labels
+from lora.report.comparisons import answers, pairs_table
+from lora.report.labels import setting_labels
 from lora.report.page import page
 from lora.report.rates import origins_of, rates_table
 from lora.report.runs import facts_of
 from lora.report.stats import all_pairs
-from lora.report.terminal import markdown
+from lora.report.terminal import markdown_report
 from lora.sweep.request import select_runs
 
 BASELINES = ("Most frequent class", "TF-IDF, logistic regression")
@@ -69,7 +68,7 @@ def test_a_task_of_ones_own_gets_an_answer(moods):
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     (line,) = report.answers
     assert line.endswith(f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f}), n = 5: higher") and low > 0
-    assert markdown(report).startswith(f"# Which method is better\n\n- {line}\n")
+    assert markdown_report(report).startswith(f"# Which method is better\n\n- {line}\n")
     shown = page(report, dict.fromkeys(report.figures, b"<svg/>"))
     assert line in shown and shown.index(line) < shown.index("<table")
 
@@ -140,7 +139,7 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
         (same[1:], -1.0, "-", "higher"),
     ):
         ends = {"examples_low": low, "examples_high": 12.0, "both_low": low, "both_high": 12.0}
-        found = Analyses({compared(runs, "best"): ends})
+        found = Analyses({comparison_key(runs, "best"): ends})
         assert pairs_table(pairs, found)["... over both"].map(str).tolist() == [shown]
         (line,) = answers(pairs, found, {})
         assert line.endswith(f"n = 5: {word}")
@@ -197,7 +196,7 @@ def test_scores_on_different_numbers_of_train_rows_are_told_apart():
 
     def words(*shown):
         frame = facts_of([("", run) for run in shown]).fillna("null")
-        return set(labels(frame, frame[:0]).values())
+        return set(setting_labels(frame, frame[:0]).values())
 
     assert words(runs[0], runs[-1]) == {"train_rows=4000", "train_rows=60"}
     assert words(*runs[:2]) == {""}

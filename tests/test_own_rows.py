@@ -13,7 +13,7 @@ from lora.data.facts import facts, facts_text
 from lora.data.own_task import read_task
 from lora.data.read import read
 from lora.records.record import load_records
-from lora.report.analyses.own_rows import baselines, by_class, error_rows, scored, tf_idf
+from lora.report.analyses.own_rows import baselines, by_class, error_rows, metric_of, tf_idf
 from lora.report.build import build
 from lora.report.plots import draw
 
@@ -58,7 +58,7 @@ def test_baselines_learn_from_train_alone(task):
 
 def test_an_accuracy_has_the_binomial_interval():
     true = np.arange(100) % 2
-    found = scored("accuracy", np.where(np.arange(100) < 80, true, 1 - true), true)
+    found = metric_of("accuracy", np.where(np.arange(100) < 80, true, 1 - true), true)
     half = 1.959964 * 100 * np.sqrt(0.8 * 0.2 / 99)
     assert [found[key] for key in ("value", "low", "high")] == pytest.approx([80, 80 - half, 80 + half])
 

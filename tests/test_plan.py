@@ -15,8 +15,8 @@ from synthetic import populate, write_run
 
 from lora.cli import main
 from lora.config.compose import parsed_override
-from lora.config.plan import FILE, LAUNCH, Launch, add_to_plan, planned_tasks, read_launch, read_plan
-from lora.config.select import parse_words, select
+from lora.config.plan import LAUNCH, PLAN_FILE, Launch, add_to_plan, planned_tasks, read_launch, read_plan
+from lora.config.select import filter_runs, parse_words
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 from lora.records.record import adapter_path, load_records, record_path, write_record
@@ -45,10 +45,10 @@ def test_a_plan_gives_back_the_runs_that_were_added_and_holds_no_path(tiny_overr
         assert again.config.runtime.save_adapter == run.config.runtime.save_adapter
         assert again.task == replace(run.task, folder=None)
     assert {run.parent for run in runs if run.start == "mnli"} <= plan.runs.keys()
-    text = (tmp_path / "results" / FILE).read_text()
+    text = (tmp_path / "results" / PLAN_FILE).read_text()
     assert str(tmp_path) not in text and text == json.dumps(json.loads(text), sort_keys=True, indent=0) + "\n"
     add_to_plan(tmp_path / "results", [])
-    assert (tmp_path / "results" / FILE).read_text() == text
+    assert (tmp_path / "results" / PLAN_FILE).read_text() == text
 
 
 def launch(folder, seeds):
@@ -127,7 +127,7 @@ def test_a_folder_without_a_plan_is_read_by_its_records_and_adopted(tmp_path):
 )
 def test_a_file_that_is_no_plan_is_one_message_and_stays_as_it_is(change, message, tmp_path):
     runs = populate(tmp_path / "mini", "mini", [*ASKED, "method=lora", "seed=1"])
-    path = tmp_path / "mini" / FILE
+    path = tmp_path / "mini" / PLAN_FILE
     changed = change(json.loads(path.read_text()))
     path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
     before = path.read_bytes()
@@ -150,23 +150,23 @@ def test_a_broken_entry_is_left_out_of_a_report_and_stops_a_launch(change, messa
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "results" / "mini"
     runs = populate(folder, "mini", [*ASKED, "method=lora", "seed=1,2"])
-    content = json.loads((folder / FILE).read_text())
+    content = json.loads((folder / PLAN_FILE).read_text())
     content["runs"][runs[0].run_id] = change(content["runs"][runs[0].run_id])
-    (folder / FILE).write_text(json.dumps(content))
-    before = (folder / FILE).read_bytes()
+    (folder / PLAN_FILE).write_text(json.dumps(content))
+    before = (folder / PLAN_FILE).read_bytes()
     assert main(["report", "mini"]) == 1
     shown = capsys.readouterr()
     assert message in shown.out and runs[0].run_id in shown.out and "Traceback" not in shown.err
     with pytest.raises(UserError, match=re.escape(message)):
         add_to_plan(folder, runs)
-    assert (folder / FILE).read_bytes() == before
+    assert (folder / PLAN_FILE).read_bytes() == before
 
 
 def test_a_name_that_leaves_its_folder_is_no_entry(tmp_path):
     runs = populate(tmp_path, "mini", [*ASKED, "method=lora", "seed=1"])
-    content = json.loads((tmp_path / FILE).read_text())
+    content = json.loads((tmp_path / PLAN_FILE).read_text())
     content["runs"]["../../elsewhere"] = content["runs"].pop(runs[0].run_id)
-    (tmp_path / FILE).write_text(json.dumps(content))
+    (tmp_path / PLAN_FILE).write_text(json.dumps(content))
     plan = read_plan(tmp_path)
     assert not plan.runs and "'../../elsewhere': its settings give the name" in plan.problems[0]
 
@@ -205,9 +205,9 @@ def test_settings_select_by_value_and_places_do_not(tmp_path):
         (["experiment=lora_ranks"], lambda run: "lora_ranks" in run.experiments),
         (["experiment=null", "task=ratings"], lambda run: run.task.name == "ratings"),
     ):
-        assert ids(select(planned, words)) == ids(filter(chosen, runs)) != set(), words
+        assert ids(filter_runs(planned, words)) == ids(filter(chosen, runs)) != set(), words
     with pytest.raises(UserError, match=r"no planned run has a setting method\.rnak; did you mean method\.rank\?"):
-        select(planned, ["method.rnak=4"])
+        filter_runs(planned, ["method.rnak=4"])
 
 
 def test_status_and_report_need_no_word_of_the_launch(model_dir, tmp_path, monkeypatch):
@@ -237,7 +237,7 @@ def test_records_of_a_task_that_no_plan_defines_are_named_and_no_refused_command
     (run,) = populate(folder, "own", asked)
     for word, advice in (("task=cola", "a task of profile own is"), ("method=bitfit", ".* -m profile=own method=b")):
         assert re.search(f"none of the 1 runs of results/own has {word}: {advice}", lora("report", "own", word).stderr)
-    (folder / FILE).unlink()
+    (folder / PLAN_FILE).unlink()
     for command in ("report", "status"):
         message = f"{run.run_id} is of task '{run.task.name}', not defined here: launch it with task=FILE"
         assert message in lora(command, "own").stderr

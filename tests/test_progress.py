@@ -17,7 +17,7 @@ from lora.sweep.launch import announcement
 from lora.sweep.notes import held
 from lora.sweep.progress import Display, Watch, duration
 from lora.sweep.request import select_runs, sweep_settings
-from lora.sweep.state import estimator, own_records, state_of
+from lora.sweep.state import estimator, own_records, sweep_state
 from lora.training.loop import Progress
 
 
@@ -55,7 +55,7 @@ def test_the_users_own_records_count_and_committed_ones_do_not(tmp_path, monkeyp
 
 def announced(profile, runs, records, folder) -> str:
     settings = sweep_settings(profile, [f"runtime.results={folder}"])
-    now = state_of(runs, records, [])
+    now = sweep_state(runs, records, [])
     return "\n".join(announcement(settings, runs, now, () if records else runs, 2))
 
 

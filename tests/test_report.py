@@ -23,15 +23,15 @@ from lora.files import ROOT
 from lora.records.analysis import Analyses
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
-from lora.report.catalogue import PAPER_ROWS, TABLES, sections_of
-from lora.report.command import drawn, files, main_block, pages, print_sweep
+from lora.report.catalogue import PRINTED_ROWS, TABLES, sections_of
+from lora.report.command import files, main_block, pages, print_sweep, read_pictures
 from lora.report.comparisons import change_table
 from lora.report.experiments import REPEATED
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
 from lora.report.runs import START_TITLES, summarise
 from lora.report.tables import per_doubling, score, table2, table5, table6, with_paper
-from lora.report.terminal import compared, grid, markdown, show
+from lora.report.terminal import markdown_report, reference_lines, show, terminal_table
 from lora.table import Table
 
 
@@ -167,7 +167,7 @@ def test_the_papers_row_is_under_ours_and_averages_our_tasks():
     """By hand: full 80.0 and 90.0 above the paper's 90.9 (MRPC) and 68.0 (CoLA) of RoBERTa-large."""
     made = [*runs({1: 0.8}, "full", "full", "mrpc"), *runs({1: 0.9}, "full", "full", "cola")]
     planned = [*plan([1], "full", "full", "mrpc"), *plan([1], "full", "full", "cola")]
-    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(PAPER_ROWS)
+    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(PRINTED_ROWS)
     table = with_paper(summary(made, planned), paper, rows).map(str)
     assert table[["Method", "Trainable", "MRPC (acc.)", "CoLA (Matthews)", "Avg."]].values.tolist() == [
         ["Full fine-tuning", "0k", "80.0", "90.0", "85.0"],
@@ -176,7 +176,7 @@ def test_the_papers_row_is_under_ours_and_averages_our_tasks():
 
 
 def test_every_published_row_that_ours_stand_for_exists():
-    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(PAPER_ROWS)
+    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(PRINTED_ROWS)
     keys = ["model", "method", "trainable_params"]
     known = set(paper[keys].itertuples(index=False, name=None))
     named = rows[["paper_model", "paper_method", "paper_trainable"]].itertuples(index=False, name=None)
@@ -252,7 +252,7 @@ def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp
     after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
     assert set(files(before)) == set(files(after))
     assert not {path for path in files(before) if files(before)[path] == files(after)[path]}
-    assert main_block(before) != main_block(after) and markdown(before) != markdown(after)
+    assert main_block(before) != main_block(after) and markdown_report(before) != markdown_report(after)
     pictures = dict.fromkeys(before.figures, b"<svg/>")
     assert html_page(before, pictures).encode() != html_page(after, pictures).encode()
     shown = b'<td class="number" data-value="12.3">12.3</td>'  # of the run itself
@@ -271,19 +271,19 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
     (folder / "runs" / "junk.json").write_text(json.dumps({"a": 1}))
     write_record(folder, dataclasses.replace(one, run_id="minilm.full.cola.s99-00000000"))
     report = build("small", FULL, copy)
-    assert f"- missing: `{gone_id}`" in markdown(report)
-    assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in markdown(report)
-    assert "- extra, not used: `minilm.full.cola.s99-00000000`" in markdown(report)
-    assert "junk.json is not a run record" in markdown(report)
-    assert "(3/5)" in markdown(report)
+    assert f"- missing: `{gone_id}`" in markdown_report(report)
+    assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in markdown_report(report)
+    assert "- extra, not used: `minilm.full.cola.s99-00000000`" in markdown_report(report)
+    assert "junk.json is not a run record" in markdown_report(report)
+    assert "(3/5)" in markdown_report(report)
     assert b"junk.json" in html_page(report, dict.fromkeys(report.figures, b"")).encode()
 
 
 def test_a_run_is_set_beside_the_reference(whole):
     (table,) = [table for table in whole.tables if table.name == "reference"]
     assert len(table.cells) == 10 and set(table.cells["Change"]) == {"+0.0"}
-    printed = markdown(whole)
-    assert f"\n{compared(whole)[0]}\n" in printed and table.untitled() not in printed
+    printed = markdown_report(whole)
+    assert f"\n{reference_lines(whole)[0]}\n" in printed and table.untitled() not in printed
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -319,7 +319,7 @@ def test_a_narrow_terminal_shows_fewer_columns_and_no_part_of_a_number(whole, mo
     show(whole)
     of_tasks = {f"my_task_{number}-3fa2b1": [f"-1{number}.9 (-24.1 to +17.25)"] for number in range(8)}
     table = Table("x", "Title", pd.DataFrame({"Method": ["LoRA (qv, r8)"], **of_tasks}))
-    Console(width=50).print(grid(table, 50))
+    Console(width=50).print(terminal_table(table, 50))
     text = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
     assert not re.search(r"[-+.\d]…", text) and max(map(len, text.splitlines())) <= 50
     assert "17.25" in text and {*of_tasks} == {*re.findall(r"my_task_\d-3fa2b1", text)}, "shown, or named as hidden"
@@ -374,7 +374,7 @@ def test_what_is_committed_is_what_the_records_give_byte_for_byte(name):
     assert name in GROWING or not report.state.missing
     for path, content in files(report).items():
         assert (folder / path).read_bytes() == content, path
-    pictures = drawn(report, folder)
+    pictures = read_pictures(report, folder)
     assert (folder / "report.html").read_bytes() == html_page(report, pictures).encode()
     made = {*files(report), "report.html", *(f"figures/{key}.{form}" for key in pictures for form in ("svg", "png"))}
     generated = [p for p in COMMITTED if re.match(rf"results/{name}/(tables|claims|figures|report.html)", p)]

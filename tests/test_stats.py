@@ -10,7 +10,6 @@ from scipy import stats
 from lora.cost.timing import median_interval, sign_p
 from lora.report.runs import chosen_by_others
 from lora.report.stats import all_pairs, by_seed, holm, mean_interval, mean_p, paired_differences, seeds_needed
-from lora.rng import drawn
 
 TASKS = ("cola", "mrpc", "rte", "sst2", "stsb")
 
@@ -163,12 +162,6 @@ def test_all_pairs_of_methods():
     assert (table["low"][2], table["high"][2]) == pytest.approx((low, high))
     none = all_pairs({})
     assert len(none) == 0 and list(none) == list(table)
-
-
-def test_draws_are_even_and_reproducible():
-    many = drawn((70_000,), 7, "dice")
-    assert stats.chisquare(np.bincount(many, minlength=7)).pvalue > 1e-3
-    assert drawn((3, 4), 9, "a", 1).tolist() == drawn((3, 4), 9, "a", 1).tolist() != drawn((3, 4), 9, "a", 2).tolist()
 
 
 def test_an_unselected_epoch_is_best_for_the_other_runs():

@@ -8,7 +8,7 @@ from synthetic import populate
 from lora.config.compose import compose_run
 from lora.files import ROOT
 from lora.report.build import build
-from lora.report.claims.headlines import read_lines
+from lora.report.claims.headlines import read_findings
 
 GIVEN = ["experiment=successors"]
 LORA = {6: 86.0, 7: 86.2, 8: 85.9, 9: 86.1, 10: 86.3}
@@ -89,7 +89,7 @@ def test_what_papers_print_is_in_the_list_of_published_cells():
     lora = sts_b[sts_b["method"] == "LoRA"].set_index(["source", "model"])["value"]
     others = sts_b[sts_b["method"] != "LoRA"].set_index(["source", "model"])["value"]
     gaps = others - lora.reindex(others.index)
-    (line,) = [line for line in read_lines() if line["claim"] == "no_successor_is_a_point_better"]
+    (line,) = [line for line in read_findings() if line["claim"] == "no_successor_is_a_point_better"]
     papers = gaps.index.get_level_values("source").nunique()
     assert line["paper"]["word"] == f"{gaps.min():+.1f} to {gaps.max():+.1f} ({papers} later papers)"
 

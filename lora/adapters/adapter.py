@@ -11,7 +11,7 @@ from lora.adapters.base import Base, carried_parameters, describe_base, kept_lay
 from lora.config.run import ModelConfig
 from lora.data.tasks import TARGET_SPAN
 from lora.errors import UserError
-from lora.methods.bridge import state_of
+from lora.methods.bridge import method_tensors
 from lora.methods.configs import LoraConfig, MethodConfig, PeftConfig
 from lora.methods.lowrank import LOW_RANK, LoraLayer, factor_dtype, factors
 from lora.models.architectures import named_by
@@ -145,7 +145,7 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
                 tensors |= {f"{name}.lora_a": a.detach().cpu(), f"{name}.lora_b": b.detach().cpu()}
     head = {n: tensors.pop(n) for n in list(tensors) if is_head(model, n) and not LOW_RANK.fullmatch(n)}
     if isinstance(method, PeftConfig):
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in state_of(model).items()}
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in method_tensors(model).items()}
     return Adapter(method, tensors, head, base or describe_base(model), origin or Origin())
 
 

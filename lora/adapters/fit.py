@@ -13,7 +13,7 @@ from lora.adapters.folder import read_adapter
 from lora.adapters.head import fitted_head
 from lora.errors import UserError, listed
 from lora.methods import apply
-from lora.methods.bridge import in_full, state_of
+from lora.methods.bridge import in_full, method_tensors
 from lora.methods.configs import LoraConfig, PeftConfig
 from lora.methods.lowrank import LoraLayer, adapt
 from lora.models.architectures import in_order, module_of
@@ -92,7 +92,7 @@ def check_shapes(model: nn.Module, adapter: Adapter) -> None:
     if getattr(model, "applied", None) is None:
         apply(like := copy.deepcopy(model), adapter.method)
     trained = {n: p for n, p in trainable(like) if n in adapter.weights or not is_head(like, n)}
-    tensors = state_of(like) if isinstance(adapter.method, PeftConfig) else trained
+    tensors = method_tensors(like) if isinstance(adapter.method, PeftConfig) else trained
     expected, shapes = ({n: tuple(t.shape) for n, t in side.items()} for side in (tensors, adapter.weights))
     if different := sorted(name for name, _ in set(expected.items()) ^ set(shapes.items())):
         raise UserError(

@@ -13,7 +13,7 @@ from lora.files import at_home
 from lora.methods.configs import LoraConfig
 from lora.models.modules import lasting
 
-FACTORS = {"lora_A": "lora_a", "lora_B": "lora_b"}
+LORALIB_TENSORS = {"lora_A": "lora_a", "lora_B": "lora_b"}
 UNREADABLE = (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, AttributeError)
 
 
@@ -36,8 +36,8 @@ def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
     weights, rest = {}, {}
     for name, tensor in read_state_dict(at_home(file)).items():
         module, _, part = name.rpartition(".")
-        if part in FACTORS:
-            weights[f"{module}.{FACTORS[part]}"] = tensor
+        if part in LORALIB_TENSORS:
+            weights[f"{module}.{LORALIB_TENSORS[part]}"] = tensor
         else:
             rest[name] = tensor
     if not weights:

@@ -107,13 +107,13 @@ def remove(model: nn.Module) -> None:
     check_classifier(model)
     applied = getattr(model, "applied", None)
     if applied is not None and not isinstance(applied.method, LoraConfig):
-        raise UserError(f"only LoRA can be taken off a model, and {state_of(model)}")
+        raise UserError(f"only LoRA can be taken off a model, and {describe_method(model)}")
     put_layers(model, {}, merged=False)
     put_head(model, own_head(model))
     model.applied, model.kept_head = None, {}
 
 
-def state_of(model: nn.Module) -> str:
+def describe_method(model: nn.Module) -> str:
     """Which method the model has, for a message."""
     applied = getattr(model, "applied", None)
     return f"this {type(model).__name__} has " + ("no method" if applied is None else f"method {applied.method.name}")
@@ -126,7 +126,7 @@ def set_merged(model: nn.Module, merged: bool) -> None:
         (bridge.merge if merged else bridge.unmerge)(model)
     elif not layers and not kept:
         what = f"nothing to {'' if merged else 'un'}merge"
-        raise UserError(f"{what}: {state_of(model)}; merging is for LoRA and PEFT's methods")
+        raise UserError(f"{what}: {describe_method(model)}; merging is for LoRA and PEFT's methods")
     elif changed := layers if merged else kept:
         put_layers(model, changed, merged)
 
@@ -154,7 +154,7 @@ def put_layers(model: nn.Module, layers: Mapping[str, LoraLayer], merged: bool) 
 
     Raises: UserError: If a merged weight is not finite. The model is then unchanged.
     """
-    new = {name: linear(layer, folded(layer, name)) for name, layer in layers.items()} if merged else layers
+    new = {name: linear(layer, fold(layer, name)) for name, layer in layers.items()} if merged else layers
     for name, layer in {**lora_layers(model), **kept_layers(model)}.items():
         if name not in layers:
             replace(model, name, linear(layer, layer.weight))
@@ -172,7 +172,7 @@ def refuse_while_merged(model: nn.Module, *_: Any) -> None:
 
 
 @torch.no_grad()
-def folded(layer: LoraLayer, name: str) -> nn.Parameter:
+def fold(layer: LoraLayer, name: str) -> nn.Parameter:
     """W + scale * B A, computed in the factors' dtype, float32 or wider, and rounded once to the dtype of W.
 
     With DoRA, each row gets its trained norm. Rows of a fused layer that have no LoRA are copied.

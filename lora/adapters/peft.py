@@ -37,7 +37,7 @@ from lora.models.architectures import in_order, module_of, slice_of
 BASE = "base"  # the folder of a base below one that PEFT loads
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
+PEFT_TENSORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
 # Settings that only say how an adapter was made or found. Any other that is not in `Settings` must be off, because it
 # would change what the adapter computes, and so would an init outside INITS, which changes the pretrained weights.
 IGNORED = (
@@ -256,9 +256,9 @@ def split(
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         parts = name.split(".")
-        factor = next((factor for factor in FACTORS if name.endswith(f".{factor}")), None)
+        factor = next((factor for factor in PEFT_TENSORS if name.endswith(f".{factor}")), None)
         if key != name and factor is not None:
-            weights[f"{name.removesuffix(factor)}{FACTORS[factor]}"] = tensor
+            weights[f"{name.removesuffix(factor)}{PEFT_TENSORS[factor]}"] = tensor
         elif key != name and any(".".join(parts[:end]).endswith(saved) for end in range(1, len(parts))):
             head[name] = tensor
         else:

@@ -23,9 +23,9 @@ from lora.errors import UserError, first_line
 from lora.files import ROOT, read_object
 from lora.records.provenance import BF16_FLAGS, cpu_flags
 
-ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
+FUSED_ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)
-MAX_TOKENS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
+FUSED_POSITIONS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
 MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
 LEAST_GAIN = 1.15  # ours: a smaller gain is not worth bf16's rounding
 # how a precision that no plan has is found: measured and kept in the plan, measured, or taken to be fp32
@@ -158,9 +158,9 @@ def not_covered(model: ModelConfig | Mapping[str, Any]) -> str | None:
     settings = read_settings(model) if isinstance(model, ModelConfig) else model
     kind, activation = settings.get("model_type", "bert"), settings.get("hidden_act", "gelu")
     reasons = {
-        f"model type {kind}, not one of {', '.join(ARCHITECTURES)}": kind not in ARCHITECTURES,
+        f"model type {kind}, not one of {', '.join(FUSED_ARCHITECTURES)}": kind not in FUSED_ARCHITECTURES,
         f"activation {activation}, not gelu": activation != "gelu",
-        f"more than {MAX_TOKENS} positions": settings.get("max_position_embeddings", 512) > MAX_TOKENS,
+        f"more than {FUSED_POSITIONS} positions": settings.get("max_position_embeddings", 512) > FUSED_POSITIONS,
         "a decoder": settings.get("is_decoder", False),
     }
     return "; ".join(reason for reason, holds in reasons.items() if holds) or None

@@ -31,12 +31,12 @@ from lora.files import ROOT, cached_by_file, outputs_of, read_object, write_chan
 from lora.records.record import RunRecord, load_records
 
 SCHEMA = 1
-FILE, LAUNCH, LOCK = "plan.json", "launch.json", "plan.lock"
+PLAN_FILE, LAUNCH, LOCK = "plan.json", "launch.json", "plan.lock"
 ADHOC, OWN_TASK = "adhoc", "own_task"  # in place of an experiment: a grid of the command's own; a user's task
 COMPARING = ("glue_table2", OWN_TASK)  # the experiments that compare methods
 LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
 OF_RUN = ("seed", "start_seed", "start_run")  # what tells the runs of a group apart
-PLACES = (("data", "path"), ("model", "path"))
+PATH_KEYS = (("data", "path"), ("model", "path"))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_plan(results: str | Path) -> Plan:
     """
     folder = Path(results)
     try:
-        return _read(folder / FILE)
+        return _read(folder / PLAN_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return adopted(folder)
 
@@ -272,7 +272,7 @@ def question(run: PlannedRun) -> str:
 
 def write_plan(folder: Path, plan: Plan) -> Plan:
     """Write a plan, if it differs from the file's. The caller holds its lock."""
-    write_changed(folder / FILE, to_json(plan))
+    write_changed(folder / PLAN_FILE, to_json(plan))
     return replace(plan, is_written=True)
 
 
@@ -281,7 +281,7 @@ def to_json(plan: Plan) -> bytes:
     for run_id, run in plan.runs.items():
         settings = dataclasses.asdict(run.config)
         runtime, own = settings.pop("runtime"), {key: settings.pop(key) for key in OF_RUN}
-        for section, key in PLACES:
+        for section, key in PATH_KEYS:
             settings[section][key] = None
         rates = (runtime["rate_from"], runtime["rate_name"])
         group = dataclasses.asdict(Group(settings, dict(run.options), dict(run.stated), *rates))

@@ -15,7 +15,7 @@ from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line
 from lora.files import REFERENCE, RESULTS, cached_by_file, write_atomically
 
-FILE = "rates.yaml"
+RATES_FILE = "rates.yaml"
 TUNING = "tune"  # group of the tuning runs (runtime.group), which no table of results includes
 OTHER_METHOD = (  # settings that make another method, with a rate of its own; the rank and the targets do not
     *("method.type", "method.dora", "method.frozen_a", "method.init_a", "method.scaling", "train.lora_plus"),

@@ -16,7 +16,7 @@ from lora.errors import UserError
 
 PLACES = ("data.path", "data.source", "data.revision", "model.path", "runtime.", "launcher", "rates", "profile")
 PIECE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\[{(]|[\]})]|,|[^'"\[\](){},]+""")
-WORDS = {"null": None, "true": True, "false": False}
+CONSTANTS = {"null": None, "true": True, "false": False}
 
 
 def split_values(text: str) -> list[str]:
@@ -40,8 +40,8 @@ def parse_value(text: str) -> Any:
     if text[:1] == "{" and text[-1:] == "}":
         pairs = (part.partition(":") for part in split_values(text[1:-1]) if part)
         return {str(parse_value(key.strip())): parse_value(value.strip()) for key, _, value in pairs}
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
     for number in (int, float):
         if re.fullmatch(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[+-]?\d+)?|[+-]?inf|nan", text, re.IGNORECASE):
             try:
@@ -76,7 +76,7 @@ def selecting(words: Sequence[str]) -> list[str]:
     return [key for key in given if not key.startswith(PLACES) and key not in free]
 
 
-def select(runs: Iterable[PlannedRun], words: Sequence[str]) -> list[PlannedRun]:
+def filter_runs(runs: Iterable[PlannedRun], words: Sequence[str]) -> list[PlannedRun]:
     """The runs that have one of the given values of every setting. Runs of no experiment are in any.
 
     Raises: UserError: If no run has a setting.
@@ -85,7 +85,7 @@ def select(runs: Iterable[PlannedRun], words: Sequence[str]) -> list[PlannedRun]
     for key in selecting(words):
         values = given[key]
         values = [*map(_task_name, values)] if key == "task" else values
-        own = [values_of(run, key, values) for run in found]
+        own = [setting_values(run, key, values) for run in found]
         if found and not any(own):
             near = difflib.get_close_matches(key, keys_of(found), 1)
             hint = f"; did you mean {near[0]}?" if near else f"; they have {', '.join(keys_of(found))}"
@@ -94,7 +94,7 @@ def select(runs: Iterable[PlannedRun], words: Sequence[str]) -> list[PlannedRun]
     return found
 
 
-def values_of(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list[Any]:
+def setting_values(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list[Any]:
     """What a run has of a setting, and the option of conf/ that was chosen for it; [] if it has no such setting.
 
     Args:

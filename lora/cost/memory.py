@@ -15,12 +15,12 @@ from lora.errors import UserError
 from lora.methods import apply
 from lora.models.load import model_of_size
 from lora.models.modules import count_parameters
-from lora.models.sizes import SIZES
+from lora.models.sizes import ENCODER_SIZES
 from lora.training.processes import check_batch
 
 GIB = 2**30
 # Runs that the page of experiments/efficiency shows: number of processes, and overrides.
-SHOWN = (
+PAPER_RUNS = (
     (1, ("model=roberta_large", "method=lora", "protocol=printed", "task=qnli")),
     (1, ("model=deberta_v2_xxl", "method=lora", "protocol=released", "task=mnli")),
     (8, ("model=deberta_v2_xxl", "method=lora", "protocol=released", "task=mnli")),
@@ -57,11 +57,11 @@ def estimate(config: RunConfig, processes: int) -> tuple[Memory, Memory]:
     Excludes the allocator's fragments and the libraries' own. For train.kernels=fused, which is for CPUs and keeps
     less, it is the memory that transformers' modules would need.
 
-    Raises: UserError: If the batch is not divisible among them, or `SIZES` lacks the model.
+    Raises: UserError: If the batch is not divisible among them, or `ENCODER_SIZES` lacks the model.
     """
     check_batch(config.train, processes)
-    if config.model.name not in SIZES:
-        known = ", ".join(SIZES)
+    if config.model.name not in ENCODER_SIZES:
+        known = ", ".join(ENCODER_SIZES)
         raise UserError(f"model must be one of {known}, whose sizes are known here, got {config.model.name!r}")
     rows = config.train.batch // (processes * config.train.accumulation)
     with FakeTensorMode():
@@ -84,7 +84,7 @@ def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -
         return saved_bytes(model, lambda: model(**inputs).logits.sum())
 
 
-def memory_table(runs: Sequence[tuple[int, Sequence[str]]] = SHOWN) -> str:
+def memory_table(runs: Sequence[tuple[int, Sequence[str]]] = PAPER_RUNS) -> str:
     """A Markdown table with two rows per run of profile `paper`: its memory in GiB per process."""
     lines = []
     for processes, overrides in runs:

@@ -20,7 +20,7 @@ from lora.methods import METHODS, apply
 from lora.methods.configs import MethodConfig
 from lora.models.load import model_of_size
 from lora.models.modules import count_parameters
-from lora.models.sizes import SIZES
+from lora.models.sizes import ENCODER_SIZES
 
 PUBLISHED = ROOT / "experiments" / "params" / "published.csv"
 OUTPUTS = 3  # of the head: MNLI's, as in the one checkpoint that the authors ship with their code
@@ -117,7 +117,7 @@ Tables 5 and 6 are about GPT-3: these are their settings on other models."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=list(SIZES), help="only this model")
+    parser.add_argument("--model", choices=list(ENCODER_SIZES), help="only this model")
     parser.add_argument("--memory", action="store_true", help="the accelerator memory of the committed table's runs")
     parser.add_argument("--processes", type=whole, default=1, help="with --memory: GPUs that share a batch")
     parser.add_argument("overrides", nargs="*", help="with --memory: those of one run")

@@ -30,7 +30,7 @@ from lora.methods import apply
 from lora.methods.lowrank import LoraLinear, LoraSlice
 from lora.models.load import load_encoder, model_of_size
 from lora.models.modules import count_parameters, trainable
-from lora.models.sizes import SIZES
+from lora.models.sizes import ENCODER_SIZES
 from lora.rng import generator, seed_for
 from lora.training.device import optimizer_bytes, start_process
 from lora.training.fused.encoder import fuse
@@ -73,10 +73,10 @@ def changed(config: RunConfig, **sections: Any) -> RunConfig:
 def load(config: RunConfig) -> tuple[nn.Module, str]:
     """A fresh copy of a run's encoder in float32 on the CPU, and the name of its weights.
 
-    An encoder in `SIZES` gets random weights, so that nothing is downloaded. Time does not depend on their values.
+    An encoder in `ENCODER_SIZES` gets random weights, so nothing is downloaded. Time does not depend on their values.
     """
     name, task, train = config.model.name, TASKS[config.task], config.train
-    if name not in SIZES:
+    if name not in ENCODER_SIZES:
         encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
         return encoder.model, encoder.weights
     with torch.random.fork_rng(devices=[]):

@@ -83,7 +83,7 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     Raises: UserError: If PEFT is missing, lacks the type or a parameter, takes a parameter with another value than
         given, or cannot put it on these modules. The model is then unchanged, unless PEFT had begun.
     """
-    kind, peft, full = check(config), library(), in_full(model, config)
+    kind, peft, full = config_class(config), library(), in_full(model, config)
     targets, options = list(full.targets), full.options
     if config.draw == "seed":
         drawn = seed_for(seed, "draw") >> 32  # 31 bits suit every type
@@ -129,7 +129,7 @@ def parameters(kind: type) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(kind) if field.init and field.name not in FIXED}
 
 
-def check(config: PeftConfig) -> type:
+def config_class(config: PeftConfig) -> type:
     """PEFT's config class of a method. Raises: UserError: If PEFT is missing, or takes no such type or option."""
     kind = tuner_config(config.type)
     if config.draw == "seed" and not SEEDS & parameters(kind).keys() - config.options.keys():
@@ -250,7 +250,7 @@ def refuse_merged(model: nn.Module, *_: Any) -> None:
         raise UserError("this adapter is merged: call unmerge before it is saved, loaded or replaced")
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
+def method_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the method on a model, under the names of PEFT's files. Raises: UserError: If it is merged."""
     refuse_merged(model)
     with warnings.catch_warnings(action="ignore"):

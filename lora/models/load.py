@@ -17,7 +17,7 @@ from lora.data.tasks import Task
 from lora.errors import UserError, first_line, listed
 from lora.models.architectures import ARCHITECTURES
 from lora.models.modules import architecture_of, is_head
-from lora.models.sizes import SIZES
+from lora.models.sizes import ENCODER_SIZES
 from lora.rng import generator
 
 # The names of these two settings differ between architectures.
@@ -203,7 +203,7 @@ def load_tokenizer(where: str, source: dict) -> Tokenizer:
 
 def model_of_size(model: str, outputs: int, attention: str = "eager") -> nn.Module:
     """A model of a published size, with its classification head and newly initialised weights."""
-    sizes = dict(SIZES[model])
+    sizes = dict(ENCODER_SIZES[model])
     settings = AutoConfig.for_model(sizes.pop("model_type"), num_labels=outputs, **sizes)
     settings._attn_implementation = attention
     return AutoModelForSequenceClassification.from_config(settings)

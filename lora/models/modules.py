@@ -16,7 +16,7 @@ from lora.models.architectures import ARCHITECTURES, Architecture, module_of, na
 P = ParamSpec("P")
 R = TypeVar("R")
 HALVES = (torch.bfloat16, torch.float16)
-DTYPES = (torch.float64, torch.float32, *HALVES)
+PLAIN_DTYPES = (torch.float64, torch.float32, *HALVES)
 
 
 def is_layer_norm(module: nn.Module) -> bool:
@@ -39,7 +39,7 @@ def check_classifier(model: nn.Module) -> None:
         raise UserError(f"this {kind} has no classification head: load it with AutoModelForSequenceClassification")
     for name, module in model.named_modules():
         parameters = list(module.parameters(recurse=False))
-        plain = all(p.dtype in DTYPES and not hasattr(p, "placements") for p in parameters)  # a DTensor's shards
+        plain = all(p.dtype in PLAIN_DTYPES and not hasattr(p, "placements") for p in parameters)  # a DTensor's shards
         if "quant" in type(module).__module__ or not plain:
             raise UserError(f"{name} of this {kind} is quantized or sharded: load the model in a floating-point dtype")
 

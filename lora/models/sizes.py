@@ -21,13 +21,13 @@ _DEBERTA = {
     "conv_act": "gelu",
 }
 _KEYS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-SIZES: dict[str, dict[str, Any]] = {
+ENCODER_SIZES: dict[str, dict[str, Any]] = {
     "roberta_base": _ROBERTA | dict(zip(_KEYS, (12, 768, 12, 3072), strict=True)),
     "roberta_large": _ROBERTA | dict(zip(_KEYS, (24, 1024, 16, 4096), strict=True)),
     "deberta_v2_xxl": _DEBERTA | dict(zip(_KEYS, (48, 1536, 24, 6144), strict=True)),
 }
 # Brown et al. 2020, table 2.1: 96 layers, FFN width 4 d, context length 2048, GPT-2's vocabulary.
-GPT3 = {"layers": 96, "d": 12288, "vocabulary": 50257, "positions": 2048}
+GPT3_SIZES = {"layers": 96, "d": 12288, "vocabulary": 50257, "positions": 2048}
 
 
 def gpt3_count(slug: str) -> int:
@@ -40,9 +40,9 @@ def gpt3_count(slug: str) -> int:
         slug: `full`, or of the form `lora-qv-r4`.
     Raises: ValueError: For any other slug.
     """
-    layers, d = GPT3["layers"], GPT3["d"]
+    layers, d = GPT3_SIZES["layers"], GPT3_SIZES["d"]
     if slug == "full":
-        return layers * (12 * d * d + 13 * d) + (GPT3["vocabulary"] + GPT3["positions"]) * d + 2 * d
+        return layers * (12 * d * d + 13 * d) + (GPT3_SIZES["vocabulary"] + GPT3_SIZES["positions"]) * d + 2 * d
     match = re.fullmatch(r"lora-([qkvo]+)-r(\d+)", slug)
     if match is None:
         raise ValueError(f"{slug!r} is neither full nor LoRA on q, k, v, o")

@@ -31,7 +31,7 @@ class Analyses:
     """The analyses of a profile that were made from its current records.
 
     Args:
-        examples: `compared` of a comparison of runs -> the bounds of its intervals over dev rows
+        examples: `comparison_key` of a comparison of runs -> the bounds of its intervals over dev rows
             (`lora.report.analyses.dev_intervals`).
         subspaces: Cases of `lora.report.analyses.subspaces`.
         subtraction: Cases of `lora.report.analyses.swaps.subtraction`.
@@ -51,13 +51,13 @@ class Analyses:
         self, runs: Iterable[Sequence[str]], score: str, sampled: Literal["examples", "both"] = "both"
     ) -> tuple[float, float]:
         """The ends of a comparison's interval for other dev rows, with `both` for other seeds too; NaN if it was not
-        computed. `runs`, `score`: as of `compared`."""
-        entry = self.examples.get(compared(runs, score), {})
+        computed. `runs`, `score`: as of `comparison_key`."""
+        entry = self.examples.get(comparison_key(runs, score), {})
         low, high = (entry.get(f"{sampled}_{end}") for end in ("low", "high"))
         return (math.nan, math.nan) if low is None else (low, high)
 
 
-def compared(pairs: Iterable[Sequence[str]], score: str) -> Compared:
+def comparison_key(pairs: Iterable[Sequence[str]], score: str) -> Compared:
     """The key of a comparison of runs in `Analyses.examples`. `pairs`: the run_ids of one side and the other."""
     return frozenset(map(tuple, pairs)), score
 
@@ -83,7 +83,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
             problems.append(f"analysis/{file} was made {origin}: rebuild it with python -m lora {command}")
         else:
             found[file] = content["entries"]
-    examples = {compared(entry["pairs"], entry["score"]): entry for entry in found.get(EXAMPLES, ())}
+    examples = {comparison_key(entry["pairs"], entry["score"]): entry for entry in found.get(EXAMPLES, ())}
     checks = {"swap": tuple(found[SWAP])} if SWAP in found else {}
     subspaces, subtraction = (tuple(found.get(file, ())) for file in (SUBSPACES, SUBTRACTION))
     own_rows = {entry["task"]: entry for entry in found.get(OWN_ROWS, ())}

@@ -11,13 +11,12 @@ from lora.files import REFERENCE, ROOT
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.adapter_tables import subtraction_table, table7
-from lora.report.answers import answers
 from lora.report.catalogue import TABLES, sections_of
-from lora.report.claims.headlines import Headline, findings_figure, headlines, read_lines
+from lora.report.claims.headlines import Headline, findings_figure, headlines, read_findings
 from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
-from lora.report.comparisons import reference_table, repeated_table
+from lora.report.comparisons import answers, reference_table, repeated_table
 from lora.report.experiments import LAYERS, ROWS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
@@ -119,7 +118,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     cells = [pd.DataFrame()]
     if not gathered.is_own:
         judged = verdicts_of(gathered, curves, analyses)
-        named = {line["profile"] for line in read_lines() if "profile" in line} if name == FOUND else ()
+        named = {line["profile"] for line in read_findings() if "profile" in line} if name == FOUND else ()
         others = {one: gather(f"{REFERENCE}/{one}", (), results) for one in named}
         found = headlines(judged, {one: verdicts_of(of_one, *read_more(of_one)) for one, of_one in others.items()})
         notes = tuple(encoder_notes(frame["model"]))

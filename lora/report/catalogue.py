@@ -7,37 +7,27 @@ from typing import Any
 
 import pandas as pd
 
-from lora.config.plan import ADHOC, OWN_TASK
 from lora.data.facts import facts_text
 from lora.data.metrics import METRICS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.analysis import ERRORS, Analyses
+from lora.report import own
 from lora.report.comparisons import change_table, method_pairs, minus, pairs_table, successors_table
-from lora.report.experiments import EXPERIMENTS, LAYERS, OWN, ROWS, Experiment
-from lora.report.figures import Figure, beside_lora, by_parameters, differences, forest, learning_curves, slopes
+from lora.report.experiments import ADHOC, EXPERIMENTS, LAYERS, OWN, OWN_TASK, ROWS, Experiment
+from lora.report.figures import Figure, by_parameters, forest, learning_curves, minus_base, minus_lora, slopes
 from lora.report.gather import Gathered
 from lora.report.labels import EPOCHS
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
-from lora.report.own import (
-    SHOWN_ROWS,
-    classes_table,
-    confusion_figure,
-    costs_table,
-    errors_table,
-    scatter_figure,
-    test_table,
-    with_baselines,
-)
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
 from lora.report.rates import rates_table, tuning_banner
-from lora.report.runs import KINDS, START_TITLES, adapted, labelled, slug_label, summarise, task_units
+from lora.report.runs import KINDS, START_TITLES, slug_label, summarise, targets_and_rank, task_units, with_labels
 from lora.report.tables import table2, table5, table6, with_paper
 from lora.report.train_rows import sizes_figure, sizes_table, summary_of, with_sizes
 from lora.table import Table
 
 PAPER = ROOT / "experiments"  # its folders hold the paper's cells
-PAPER_ROWS = PAPER / "glue_table2" / "rows.csv"
+PRINTED_ROWS = PAPER / "glue_table2" / "rows.csv"
 # text columns, which come first
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen", "Head's rate", "Class")
 SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
@@ -88,20 +78,16 @@ class Section:
         ]
         return [caption(self.summary), *encoder_notes(self.runs["model"], self.kind), *about]
 
-    @property
-    def of_gpt3(self) -> list[str]:
-        """The note on the paper's cells in Tables 5 and 6."""
-        return [] if self.paper is None else [note("gpt3")]
-
     def table(
-        self, file: str, title: str, cells: pd.DataFrame, notes: Sequence[str], **figures: Figure | None
+        self, cells: pd.DataFrame, notes: Sequence[str], file: str = "", title: str = "", **figures: Figure | None
     ) -> Table:
+        """A table; the experiment's own by default."""
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
         suffix, banner = SUFFIXES[self.kind], tuning_banner(self.runs) if self.kind == "own" else BANNERS[self.kind]
         drawn = {f"{key}{suffix}": figure for key, figure in figures.items() if figure is not None}
         return Table(
-            f"{file}{suffix}",
-            f"{title} ({self.gathered.name})",
+            f"{file or self.experiment.tables[0]}{suffix}",
+            f"{title or self.experiment.title} ({self.gathered.name})",
             cells,
             words,
             tuple(notes),
@@ -112,35 +98,32 @@ class Section:
             units=task_units(self.runs),
         )
 
-    def own_table(self, cells: pd.DataFrame, notes: Sequence[str], **figures: Figure | None) -> Table:
-        """The experiment's own table."""
-        return self.table(self.experiment.tables[0], self.experiment.title, cells, notes, **figures)
-
 
 def methods(section: Section) -> list[Table]:
     """Table 2, next to the paper's cells, and every method compared with every other."""
     summary, pairs, is_own = section.summary, section.pairs, section.kind == "own"
     figures = {"parameters": by_parameters(section.runs), "curves": learning_curves(section.runs, section.curves)}
-    cells = with_baselines(table2(summary), summary, section.own_rows) if is_own else table2(summary)
-    made = [section.own_table(cells, section.notes, **figures)]
+    cells = own.with_baselines(table2(summary), summary, section.own_rows) if is_own else table2(summary)
+    made = [section.table(cells, section.notes, **figures)]
     if section.paper is not None:
-        title, notes = "Table 2 with the paper's rows", [note("stands_for"), note("averages")]
-        printed = with_paper(summary, section.paper, pd.read_csv(PAPER_ROWS))
+        printed = with_paper(summary, section.paper, pd.read_csv(PRINTED_ROWS))
+        notes = [note("stands_for"), note("averages")]
         if len(printed) > len(cells):
-            made.append(section.table("table2_paper", title, printed, notes))
+            made.append(section.table(printed, notes, "table2_paper", "Table 2 with the paper's rows"))
     if len(pairs):
         of_rows = is_own and section.runs["metric"].isin(METRICS).any()
         command = section.gathered.command("analyse intervals")
         notes = [note("pairs"), note("pairs_own" if of_rows else "verdicts").replace("COMMAND", command)]
-        title, cells = "Every method against every other, in pairs of one seed", pairs_table(pairs, section.analyses)
-        made.append(section.table("pairs", title, cells, notes, forest=forest(pairs)))
+        cells, title = pairs_table(pairs, section.analyses), "Every method against every other, in pairs of one seed"
+        made.append(section.table(cells, notes, "pairs", title, forest=forest(pairs)))
     if is_own:
         cells = rates_table(section.runs, section.gathered.rates)
-        made.append(section.table("rates", "How each learning rate was chosen", cells, [note("rates")]))
-        costs = section.table("costs", "What each method costs", costs_table(section.runs), [note("costs")])
+        made.append(section.table(cells, [note("rates")], "rates", "How each learning rate was chosen"))
+        costs = section.table(own.costs_table(section.runs), [note("costs")], "costs", "What each method costs")
         made.append(replace(costs, banner="", above=""))
-        tested = section.table("test", "Test rows, not used to choose", test_table(section.runs), [note("test")])
-        made += [replace(tested, banner="", above="")] * (len(tested.cells) > 0)
+        tested = section.table(own.test_table(section.runs), [note("test")], "test", "Test rows, not used to choose")
+        if len(tested.cells):
+            made.append(replace(tested, banner="", above=""))
         made += errors(section)
     return made
 
@@ -149,40 +132,42 @@ def errors(section: Section) -> list[Table]:
     """Where the methods err, for the tasks whose rows were analysed."""
     tasks, made = section.gathered.tasks, []
     if any(entry["methods"] for entry in section.own_rows.values()):
-        cells = classes_table(section.own_rows, {name: tasks[name].labels for name in section.own_rows})
-        drawn = {f"confusion_{name}": confusion_figure(entry, tasks[name]) for name, entry in section.own_rows.items()}
-        table = section.table("classes", "Each class", cells, [note("classes")], **drawn)
+        cells = own.classes_table(section.own_rows, {name: tasks[name].labels for name in section.own_rows})
+        drawn = {
+            f"confusion_{name}": own.confusion_figure(entry, tasks[name]) for name, entry in section.own_rows.items()
+        }
+        table = section.table(cells, [note("classes")], "classes", "Each class", **drawn)
         made.append(replace(table, banner="", above=""))
     for name in section.own_rows:
         path = section.gathered.folder / "analysis" / ERRORS.format(task=name)
-        if len(cells := errors_table(path)):
+        if len(cells := own.errors_table(path)):
             title = "Dev rows that most runs get wrong" if tasks[name].labels else "Largest mean residuals"
             notes = [note("errors").replace("FILE", f"analysis/{path.name}")]
-            drawn = {} if tasks[name].labels else {f"scatter_{name}": scatter_figure(cells, tasks[name])}
-            table = section.table(f"errors_{name}", f"{title}: {name}", cells[:SHOWN_ROWS], notes, **drawn)
+            drawn = {} if tasks[name].labels else {f"scatter_{name}": own.scatter_figure(cells, tasks[name])}
+            table = section.table(cells[: own.SHOWN_ROWS], notes, f"errors_{name}", f"{title}: {name}", **drawn)
             made.append(replace(table, banner="", above="", folded=True, words=len(cells.columns)))
     return made
 
 
 def against(section: Section, title: str, base: Callable[[str, int], tuple[str, int]], bound: float) -> Figure | None:
     """Each row minus the one of another target set and rank. `base`: the row's set and rank -> the other's."""
-    rows = {adapted(row): row.label for row in section.summary.drop_duplicates("label").itertuples()}
+    rows = {targets_and_rank(row): row.label for row in section.summary.drop_duplicates("label").itertuples()}
     compared = {rows[key]: (key, base(*key)) for key in rows if key != base(*key) in rows}
     pairs = minus(section.runs, {label: rows[other] for label, (_, other) in compared.items()})
-    return differences(title, pairs, compared, section.paper, bound)
+    return minus_base(title, pairs, compared, section.paper, bound)
 
 
 def targets(section: Section) -> list[Table]:
     drawn = against(section, "Table 5: each set minus Wq, Wv (r = 4)", lambda *_: ("Wq, Wv", 4), bound=0.0)
-    ffn = [note("ffn")] if section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any() else []
-    cells = table5(section.summary, section.paper)
-    return [section.own_table(cells, [*section.notes, *ffn, *section.of_gpt3], targets=drawn)]
+    shown = {"ffn": section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any(), "gpt3": section.paper is not None}
+    notes = [*section.notes, *(note(key) for key, is_shown in shown.items() if is_shown)]
+    return [section.table(table5(section.summary, section.paper), notes, targets=drawn)]
 
 
 def ranks(section: Section) -> list[Table]:
     drawn = against(section, "Table 6: each rank minus r = 64", lambda name, _: (name, 64), bound=-1.0)
-    cells = table6(section.runs, section.summary, section.paper)
-    return [section.own_table(cells, [*section.notes, note("doubling"), *section.of_gpt3], ranks=drawn)]
+    notes = [*section.notes, note("doubling"), *([] if section.paper is None else [note("gpt3")])]
+    return [section.table(table6(section.runs, section.summary, section.paper), notes, ranks=drawn)]
 
 
 def successors(section: Section) -> list[Table]:
@@ -190,17 +175,17 @@ def successors(section: Section) -> list[Table]:
     from_lora = minus(section.runs, slug_label("lora-qv-r8"))
     cells = successors_table(section.runs, section.summary, from_lora, section.paper)
     notes = [*section.notes, note("successors")]
-    return [section.own_table(cells, notes, successors=beside_lora(section.runs, from_lora))]
+    return [section.table(cells, notes, successors=minus_lora(section.runs, from_lora))]
 
 
 def layers(section: Section) -> list[Table]:
     cells, drawn = (make(section.runs, section.analyses) for make in (layers_table, layers_figure))
     curves = learning_curves(section.runs, section.curves)
-    return [section.own_table(cells, [note(LAYERS), *section.notes[1:]], layers=drawn, layers_curves=curves)]
+    return [section.table(cells, [note(LAYERS), *section.notes[1:]], layers=drawn, layers_curves=curves)]
 
 
 def head_rates(section: Section) -> list[Table]:
-    return [section.own_table(head_table(section.runs), [head_rule(section.runs), note("head_rate")])]
+    return [section.table(head_table(section.runs), [head_rule(section.runs), note("head_rate")])]
 
 
 def starts(section: Section) -> list[Table]:
@@ -209,25 +194,25 @@ def starts(section: Section) -> list[Table]:
         "start": slopes(section.runs, section.paper),
         "start_curves": learning_curves(section.runs, section.curves, " by start"),
     }
-    return [section.own_table(cells, [*section.notes, note("change")], **figures)]
+    return [section.table(cells, [*section.notes, note("change")], **figures)]
 
 
 def lengths(section: Section) -> list[Table]:
     titles = {value: f"{value} epochs" for value in sorted(section.runs[EPOCHS].unique(), key=float)}
-    cells = change_table(labelled(section.runs, without=(EPOCHS,)), EPOCHS, titles)
+    cells = change_table(with_labels(section.runs, without=(EPOCHS,)), EPOCHS, titles)
     curves = learning_curves(section.runs, section.curves, " by length")
-    return [section.own_table(cells, [*section.notes, note("change")], length_curves=curves)]
+    return [section.table(cells, [*section.notes, note("change")], length_curves=curves)]
 
 
 def sizes(section: Section) -> list[Table]:
     cells = sizes_table(section.runs, section.summary)
-    made = [section.own_table(cells, [*section.notes, note(ROWS)], rows=sizes_figure(section.runs))]
+    made = section.table(cells, [*section.notes, note(ROWS)], rows=sizes_figure(section.runs))
     cells, title = rates_table(section.runs, section.gathered.rates), "How each learning rate was chosen, by train rows"
-    return [*made, replace(section.table(f"{ROWS}_rates", title, cells, [note("rates")]), banner="", above="")]
+    return [made, replace(section.table(cells, [note("rates")], f"{ROWS}_rates", title), banner="", above="")]
 
 
 def others(section: Section) -> list[Table]:
-    return [section.own_table(table2(section.summary), section.notes)]
+    return [section.table(table2(section.summary), section.notes)]
 
 
 TABLES: dict[str, Callable[[Section], list[Table]]] = {  # the function of each experiment

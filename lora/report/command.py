@@ -29,18 +29,18 @@ from lora.table import in_page, markdown
 
 def files(report: Report) -> dict[str, bytes]:
     """Path below results/<name>/ -> content, for all files except the pictures and the page that shows them."""
-    found = {path: content for table in report.tables for path, content in table.files().items()}
-    found["tables/cells.csv"] = report.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-    found["claims/verdicts.json"] = to_json(report.verdicts)
-    return found | {f"figures/{key}.json": figure_json(figure) for key, figure in report.figures.items()}
+    content = {path: text for table in report.tables for path, text in table.files().items()}
+    content["tables/cells.csv"] = report.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+    content["claims/verdicts.json"] = to_json(report.verdicts)
+    return content | {f"figures/{key}.json": figure_json(figure) for key, figure in report.figures.items()}
 
 
 def pages(report: Report) -> dict[Path, str]:
     """Path -> text of the README and the experiments' pages, with this report's numbers between their marks."""
     in_readme = report.name == FOUND
-    verdicts = [each for each in report.verdicts if in_readme or each.claim.metric]  # costs hang on no profile: once
+    verdicts = [one for one in report.verdicts if in_readme or one.claim.metric]  # costs hang on no profile: once
     mark, experiments = f"results:{report.name}", ROOT / "experiments"
-    reasons = dict.fromkeys(f"- *{each.claim.sentence}* {each.claim.margin}" for each in verdicts)
+    reasons = dict.fromkeys(f"- *{verdict.claim.sentence}* {verdict.claim.margin}" for verdict in verdicts)
     progress = report.progress(*report.gathered.runs["experiment"].unique())
     above = [progress, ""] if progress else []
     with_bounds = "\n".join([*above, markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])
@@ -78,7 +78,7 @@ def main_block(report: Report) -> str:
     lines = [line for text in above if text for line in (text, "")]
     lines += [markdown(tables.get("table2_paper", main).cells, main.words), main.notes[0], ""]
     figure = main.name.replace("table2", "parameters")  # with the same kind of train rows
-    if figure in main.figures and not any(each.not_glue for each in report.verdicts):
+    if figure in main.figures and not any(verdict.not_glue for verdict in report.verdicts):
         path = f"../../results/{report.name}/figures/{figure}.png"
         lines += [f"![Trainable parameters against the average score]({path})", ""]
     lines.append(f"All tables, figures and runs: `results/{report.name}/report.html`, one page that opens offline.")
@@ -106,7 +106,7 @@ def draw_changed(stem: Path, figure: Figure) -> None:
         write_atomically(data, content)
 
 
-def drawn(report: Report, folder: Path) -> dict[str, bytes]:
+def read_pictures(report: Report, folder: Path) -> dict[str, bytes]:
     """Name -> SVG of every picture below `folder`."""
     names = [f"{key}.{form}" for key, figure in report.figures.items() for form in forms(figure)]
     return {name[:-4]: (folder / "figures" / name).read_bytes() for name in names if name.endswith(".svg")}
@@ -117,7 +117,7 @@ def write(report: Report, folder: Path) -> None:
     content = files(report)
     for key, figure in report.figures.items():
         draw_changed(folder / "figures" / key, figure)
-    pictures = drawn(report, folder)
+    pictures = read_pictures(report, folder)
     for name, written in (content | {"report.html": page(report, pictures).encode()}).items():
         write_atomically(folder / name, written)
     kept = {*content, *(f"figures/{key}.{form}" for key in pictures for form in ("png", "svg"))}

@@ -3,13 +3,17 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from scipy import special
 
 from lora.config.plan import read_plan
+from lora.data.metrics import LOWER
 from lora.errors import UserError
 from lora.records.analysis import Analyses
 from lora.records.record import load_frame, load_records
+from lora.report import stats
 from lora.report.experiments import OWN, REPEATED
 from lora.report.gather import OF_MACHINES, Gathered
 from lora.report.labels import setting, setting_columns
@@ -17,32 +21,33 @@ from lora.report.notes import note
 from lora.report.runs import (
     CELL,
     facts_of,
-    labelled,
+    full_labels,
     summarise,
     task_labels,
     task_title,
     task_units,
-    told_apart,
+    with_labels,
     with_records,
 )
-from lora.report.stats import DIGITS, LEVEL, all_pairs, ends, holm, interval_of, mean_interval
 from lora.report.tables import rates_text, score, seeds, trainable
 from lora.table import Cell, Table, Value, number
 
 
 def groups_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The methods of one encoder, in the tables' order: label -> runs. Labels distinguish protocols."""
-    return {str(label): group for label, group in runs.groupby(told_apart(runs, ["protocol"]), sort=False)}
+    return {str(label): group for label, group in runs.groupby(full_labels(runs, ["protocol"]), sort=False)}
 
 
 def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
     """`lora.report.stats.all_pairs` on each encoder, with the columns model, place (the label of the task, or Avg.) and
     p_holm, corrected over all of them. A user's own tasks are not averaged: their metrics may be unlike."""
-    found = [all_pairs(groups_of(group)).assign(model=model) for model, group in runs.groupby("model", sort=False)]
+    found = [
+        stats.all_pairs(groups_of(group)).assign(model=model) for model, group in runs.groupby("model", sort=False)
+    ]
     table = with_place(pd.concat(found, ignore_index=True), runs)
     if runs["kind"].eq("own").any():
         table = table[table["task"] != "Avg."]
-    return table.assign(p_holm=holm(table["p"].tolist()))
+    return table.assign(p_holm=stats.holm(table["p"].tolist()))
 
 
 def with_place(pairs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -56,11 +61,59 @@ def pairs_table(pairs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
         line = {"Model": row.model} if pairs["model"].nunique() > 1 else {}
         line |= {"Method": row.one, "Minus": row.other}
         line |= {"Task": row.place, "n": row.n}
-        line |= {"Difference": number(row.mean, "+.1f"), f"{LEVEL:.0%} over seeds": ends(row.low, row.high)}
+        line |= {"Difference": number(row.mean, "+.1f"), f"{stats.LEVEL:.0%} over seeds": stats.ends(row.low, row.high)}
         for sampled in ("examples", "both"):
-            line[f"... over {sampled}"] = ends(*analyses.over_rows(row.runs, "best", sampled))
+            line[f"... over {sampled}"] = stats.ends(*analyses.over_rows(row.runs, "best", sampled))
         lines.append(line | {"p": number(row.p, ".2g"), "p (Holm)": number(row.p_holm, ".2g")})
     return pd.DataFrame(lines)
+
+
+def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str]) -> list[str]:
+    """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: undecided; ...`, a line per pair and
+    task.
+
+    A method is higher or lower if all of the 95% interval over seeds is above or below 0, and not on fewer than
+    `ENOUGH_SEEDS` pairs, as for the paper's claims; `on these dev rows` if the interval for other rows includes 0. A
+    method is judged against another only if both rates were chosen alike. `origins`: as of
+    `lora.report.rates.origins_of`.
+    """
+    lines = []
+    for row in pairs.dropna(subset=["mean"]).itertuples():
+        one, other = ({origins[run_id] for run_id in side if run_id in origins} for side in zip(*row.runs, strict=True))
+        low, high = analyses.over_rows(row.runs, "best")
+        if one and other and one != other:
+            chosen = " and ".join(" or ".join(sorted(side)) for side in (one, other))
+            word = f"not judged, because their learning rates were not chosen alike: {chosen}"
+        elif row.n >= stats.ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
+            word = "higher" if row.low > 0 else "lower"
+            if low <= 0 <= high:
+                rows = analyses.own_rows.get(row.task, {}).get("rows")
+                word += stats.ON_ROWS + (rows_text(rows_needed(row, analyses, rows[1])) if rows else "")
+        else:
+            few = f"; a verdict needs at least {stats.ENOUGH_SEEDS} seeds" if row.n < stats.ENOUGH_SEEDS else ""
+            word = f"undecided{few}{stats.needed_text(row.needed, 'tell them apart')}"
+        about = LOWER if row.place.endswith(f"{LOWER})") else ""
+        about += f", {row.model}" if pairs["model"].nunique() > 1 else ""
+        both = "" if pd.isna(low) else f", for other seeds and rows {stats.ends(low, high)}"
+        value = f"{stats.interval_of(row).shown}{both}, n = {row.n}"
+        lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}: {word}")
+    return lines
+
+
+def rows_needed(row: Any, analyses: Analyses, rows: int) -> float:
+    """The number of dev rows at which the interval for other seeds and rows would exclude 0 with a probability of
+    `POWER`, at this difference, these seeds and this spread over rows; infinite if more rows cannot do it."""
+    deviates = special.ndtri((1 + stats.LEVEL) / 2) + special.ndtri(stats.POWER)
+    over_rows = (analyses.over_rows(row.runs, "best", "examples")[1] - row.mean) / special.ndtri((1 + stats.LEVEL) / 2)
+    over_seeds = (row.high - row.mean) / special.stdtrit(row.n - 1, (1 + stats.LEVEL) / 2)
+    left = (row.mean / deviates) ** 2 - over_seeds**2
+    return math.ceil(rows * over_rows**2 / left) if left > 0 else math.inf
+
+
+def rows_text(rows: float) -> str:
+    """A part of a sentence about `rows_needed`."""
+    needed = f"about {rows:,.0f} dev rows" if math.isfinite(rows) else "more seeds and dev rows"
+    return f"; {needed} would show it for others with {stats.POWER:.0%} power"
 
 
 def minus(runs: pd.DataFrame, base: str | Mapping[str, str], score: str = "best") -> pd.DataFrame:
@@ -69,7 +122,7 @@ def minus(runs: pd.DataFrame, base: str | Mapping[str, str], score: str = "best"
     groups = groups_of(runs)
     if isinstance(base, str):
         base = {label: base for label in groups if base in groups and label != base}
-    pairs = with_place(all_pairs(groups, score, base.items()), runs)
+    pairs = with_place(stats.all_pairs(groups, score, base.items()), runs)
     return pairs[pairs["task"].ne("Avg.")]
 
 
@@ -82,7 +135,7 @@ def successors_table(
         from_lora: `minus` of the runs.
         paper: The cells that papers print of the methods and of LoRA.
     """
-    texts = {(row.one, row.task): interval_of(row).shown for row in from_lora.itertuples()}
+    texts = {(row.one, row.task): stats.interval_of(row).shown for row in from_lora.itertuples()}
     lines, tasks = [], task_labels(summary)
     for label, group in summary.groupby("label", sort=False):
         line = {"Method": label, "Learning rate": rates_text(runs[runs["label"] == label])}
@@ -120,8 +173,8 @@ def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> 
             line = {"Task": title, "Method": label}
             line |= {heading: cells.get(value, "-") for value, heading in titles.items()}
             best = 100 * row.pivot(index="seed", columns=column, values="best").reindex(columns=list(titles))
-            change = (best.iloc[:, -1] - best.iloc[:, 0]).dropna().round(DIGITS) if len(titles) > 1 else best[:0]
-            lines.append(line | {"Change": mean_interval(change.to_numpy()).shown, "Pairs": len(change)})
+            change = (best.iloc[:, -1] - best.iloc[:, 0]).dropna().round(stats.DIGITS) if len(titles) > 1 else best[:0]
+            lines.append(line | {"Change": stats.mean_interval(change.to_numpy()).shown, "Pairs": len(change)})
     return pd.DataFrame(lines)
 
 
@@ -149,7 +202,7 @@ def reference_table(gathered: Gathered) -> Table | None:
     planned = read_plan(folder).runs
     committed = facts_of(("", planned[record.run_id]) for record in records if record.run_id in planned)
     asked = gathered.every[gathered.every["experiment"] != OWN]
-    sides = [labelled(asked), with_records(committed, load_frame(records))]
+    sides = [with_labels(asked), with_records(committed, load_frame(records))]
     settings = setting_columns(dict.fromkeys(key for side in sides for key in side if key not in OF_MACHINES))
     runs, again = (side.assign(**{key: setting(side, key) for key in settings}) for side in sides)
     keys = [*(key for key in CELL if key != "label"), "seed", *settings]
@@ -163,9 +216,12 @@ def twice_table(file: str, title: str, runs: pd.DataFrame, again: pd.DataFrame, 
     lines, tasks = [], task_labels(runs)
     for (*_, label, _, task, device, other), cell in pairs.groupby([*CELL, "device", "device_2"], sort=False):
         one, two = 100 * cell["best"], 100 * cell["best_2"]
-        changes = (two - one).round(DIGITS)
+        changes = (two - one).round(stats.DIGITS)
         line = {"Method": label, "Task": tasks[task], "Devices": f"{device}, {other}"}
         line |= {"Seeds": len(cell), "First": number(one.mean()), "Second": number(two.mean())}
-        line |= {"Change": mean_interval(changes.dropna().to_numpy()).shown, "SD of the change": number(changes.std())}
+        line |= {
+            "Change": stats.mean_interval(changes.dropna().to_numpy()).shown,
+            "SD of the change": number(changes.std()),
+        }
         lines.append(line | {"SD of two seeds": number(math.sqrt(2) * one.std())})
     return Table(file, title, pd.DataFrame(lines), 3, (note(REPEATED),), units=task_units(runs)) if lines else None

@@ -21,9 +21,9 @@ class Experiment:
         name: Of its file in conf/experiment/, if it has runs of its own, and of its folder in experiments/.
         title: Of its table.
         tables: The tables on its page, experiments/<name>/README.md; its own is the first.
-        unnamed: Settings that name none of its rows where all seeds of a cell agree: each cell has its own value.
-        columns: Settings that name none of its rows, because its table has a column for them.
-        by_start: Whether its table has a column per start, which then names no row either.
+        unnamed: Settings that name none of its rows where all seeds of a cell agree: each cell has its own value, or
+            the table a column for each.
+        columns: Settings that name none of its rows wherever they differ, because its table has a column for them.
     """
 
     name: str
@@ -31,7 +31,6 @@ class Experiment:
     tables: tuple[str, ...]
     unnamed: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-    by_start: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -60,7 +59,7 @@ EXPERIMENTS = {
             ("successors",),
             unnamed=("train.lr",),
         ),
-        Experiment("mnli_start", "What an MNLI start gives (section 5.2)", ("mnli_start",), by_start=True),
+        Experiment("mnli_start", "What an MNLI start gives (section 5.2)", ("mnli_start",), ("start",)),
         Experiment("length", "How long to train: one length and twice that", ("length",)),
         Experiment(
             ROWS,

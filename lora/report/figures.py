@@ -17,24 +17,24 @@ from lora.report.runs import (
     ROW,
     START_TITLES,
     encoder_title,
+    full_labels,
     human_count,
-    in_order,
     task_labels,
     task_title,
-    told_apart,
+    tasks_of,
 )
 from lora.report.stats import LEVEL, by_seed, mean_interval
 from lora.report.tables import paper_cells
 
 Figure = dict[str, Any]
 ADDED = ("houlsby", "pfeiffer", "lora", "lora_merged")  # served forms that may add latency
-PAPER = "LoRA in the paper (RoBERTa-large)"
+PAPER_SERIES = "LoRA in the paper (RoBERTa-large)"
 SPREAD = 0.18  # between the intervals of one line, in lines
 COSTS = {"step_ms": "time of a step, ms", "checkpoint_bytes": "size on disk, bytes"}  # medians over runs
 BOUNDED = f"Mean paired differences, with {LEVEL:.0%} intervals over seeds. Dotted: the bound of the paper's claim."
 
 
-def beside(place: int, count: int) -> float:
+def offset(place: int, count: int) -> float:
     """How far one of the intervals of a line stands from its middle, in lines."""
     return SPREAD * (place - (count - 1) / 2)
 
@@ -54,7 +54,7 @@ def series_of(
 def by_task(pairs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The label of each task -> its rows of `lora.report.comparisons.method_pairs`, without those of the average."""
     labels = dict(zip(pairs["task"], pairs["place"], strict=True))
-    return {labels[task]: pairs[pairs["task"] == task] for task in in_order(pairs) if task != "Avg."}
+    return {labels[task]: pairs[pairs["task"] == task] for task in tasks_of(pairs) if task != "Avg."}
 
 
 def on_lines(groups: Mapping[str, pd.DataFrame], column: str, lines: Sequence[Hashable]) -> list[dict[str, Any]]:
@@ -63,11 +63,11 @@ def on_lines(groups: Mapping[str, pd.DataFrame], column: str, lines: Sequence[Ha
     series = []
     for place, (label, rows) in enumerate(groups.items()):
         points = sorted(zip(rows[column].map(lines.index), rows["mean"], rows["low"], rows["high"], strict=True))
-        series.append(series_of(label, points, beside(place, len(groups))))
+        series.append(series_of(label, points, offset(place, len(groups))))
     return series
 
 
-def differences(
+def minus_base(
     title: str,
     pairs: pd.DataFrame,
     compared: Mapping[str, tuple[tuple[str, int], tuple[str, int]]],
@@ -103,7 +103,7 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
     is_own = runs["kind"].eq("own").any()
     for (model, *_), of_model in runs.groupby(["model", "task"] if is_own else ["model"], sort=False):
         tasks, series = task_labels(of_model), []
-        rows = of_model.assign(label=told_apart(of_model, ["protocol"]), difference=100 * of_model["best"])
+        rows = of_model.assign(label=full_labels(of_model, ["protocol"]), difference=100 * of_model["best"])
         for (*_, label), group in rows.groupby(ROW, sort=False):
             score, count = mean_interval(by_seed(group, [*tasks]).to_numpy(float)), group["trainable_method"].dropna()
             if score.n and len(count):
@@ -111,7 +111,7 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
                 point = (int(count.iloc[0]), score.mean, score.low, score.high, *costs)
                 series.append(series_of(label, [point], keys=("x", "y", "low", "high", *COSTS)))
         if series:
-            y = tasks[in_order(of_model)[0]] if is_own else f"average of {', '.join(map(task_title, tasks))}"
+            y = tasks[tasks_of(of_model)[0]] if is_own else f"average of {', '.join(map(task_title, tasks))}"
             panels.append({"title": encoder_title(model), "y": y, "series": series})
     note = (
         f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head. The time of a "
@@ -122,7 +122,7 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
     return found and found | {"axes": {"y": "score", "x": x} | COSTS}
 
 
-def beside_lora(runs: pd.DataFrame, from_lora: pd.DataFrame) -> Figure | None:
+def minus_lora(runs: pd.DataFrame, from_lora: pd.DataFrame) -> Figure | None:
     """Each method minus LoRA (`lora.report.comparisons.minus`), in the order of their trainable parameters."""
     counts = runs[runs["label"].isin(from_lora["one"])].groupby("label", sort=False)["trainable_method"].first()
     counts = counts.sort_values(ascending=False, kind="stable")
@@ -150,10 +150,10 @@ def slopes(runs: pd.DataFrame, paper: pd.DataFrame | None) -> Figure | None:
             ends = [mean_interval(values) for values in scores]
             if all(end.n for end in ends):
                 points = [(i, end.mean, end.low, end.high) for i, end in enumerate(ends)]
-                series.append(series_of(method, points, 0.2 * beside(place, len(methods))))
+                series.append(series_of(method, points, 0.2 * offset(place, len(methods))))
         printed = [cells.get((method, task_title(task))) for method in ("LoRA dagger", "LoRA")]
         if series and None not in printed:
-            series.append(series_of(PAPER, [(i, value, None, None) for i, value in enumerate(printed)]))
+            series.append(series_of(PAPER_SERIES, [(i, value, None, None) for i, value in enumerate(printed)]))
         if series:
             about = {"title": task_title(task), "y": label, "x_names": names}
             panels.append({**about, "series": series})
@@ -180,7 +180,7 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
             if ends := ratios.get("latency_ms_interval"):
                 added = [(ratios["latency_ms"][shape], *(ends[shape] or (None, None))) for shape in shapes]
                 points = [(i, *map(more, of_shape)) for i, of_shape in enumerate(added)]
-                series.append(series_of(EFFICIENCY_TITLES[name], points, beside(place, len(methods))))
+                series.append(series_of(EFFICIENCY_TITLES[name], points, offset(place, len(methods))))
         for name in ("AdapterH", "AdapterL") if series else ():
             there = [(i, ms[name, shape], shape) for i, shape in enumerate(shapes) if (name, shape) in ms]
             points = [(i, more(value / ms["Fine-Tune/LoRA", shape])) for i, value, shape in there]
@@ -194,7 +194,7 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
 
 def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") -> Figure | None:
     """The metric by epoch, per task; the band is the range of the seeds. `what`: suffix of the title."""
-    panels = bands(runs.assign(label=told_apart(runs)).merge(curves, on="run_id"), "epoch", "value", "median")
+    panels = bands(runs.assign(label=full_labels(runs)).merge(curves, on="run_id"), "epoch", "value", "median")
     note = "Median over seeds; band: lowest and highest seed."
     return figure(f"Learning curves{what}", note, "lines", "epoch", panels)
 

@@ -14,30 +14,19 @@ from typing import Any
 
 import pandas as pd
 
-from lora.config.plan import (
-    ADHOC,
-    LEARNING_RATE,
-    OWN_TASK,
-    Plan,
-    outputs_here,
-    planned_tasks,
-    read_launch,
-    read_plan,
-    run_of,
-    trained_by,
-)
-from lora.config.rates import FILE, TUNING, Rate, read_rates
+from lora.config.plan import Plan, outputs_here, planned_tasks, read_launch, read_plan, run_of, trained_by
+from lora.config.rates import RATES_FILE, TUNING, Rate, read_rates
 from lora.config.run import PlannedRun, run_config
-from lora.config.select import parse_words, place, select
+from lora.config.select import filter_runs, parse_words, place
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS, ROOT
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
-from lora.report.experiments import EXPERIMENTS, MAIN, OWN
-from lora.report.runs import PLACE, agreed, facts_of, in_table_order, labelled, with_records
-from lora.sweep.state import State, state_of
+from lora.report.experiments import ADHOC, EXPERIMENTS, LEARNING_RATE, MAIN, OWN, OWN_TASK
+from lora.report.runs import PLACE, facts_of, in_table_order, shared_settings, with_labels, with_records
+from lora.sweep.state import State, sweep_state
 
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
 SHARED = ("task", "data.", "runtime.results", "runtime.outputs", "rates")  # say nothing about encoder and method
@@ -97,7 +86,7 @@ class Gathered:
     @property
     def rates(self) -> tuple[Rate, ...]:
         """The user's tuned rates."""
-        return read_rates(place(self.overrides, "rates") or self.folder / FILE)
+        return read_rates(place(self.overrides, "rates") or self.folder / RATES_FILE)
 
     def command(self, name: str) -> str:
         """A command about these runs, as it works when typed here."""
@@ -140,7 +129,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     files = filter(None, map(task_file, parse_words(overrides).get("task", ())))  # whose rows may have moved
     tasks = dict(TASKS) | planned_tasks(folder) | {task.name: task for task in map(read_task, files)}
     known, unknown = known_runs(plan, records, tasks)
-    asked = select(known.values(), overrides)
+    asked = filter_runs(known.values(), overrides)
     if known and not asked:
         none = f"none of the {len(known)} runs of {folder} has {' '.join(overrides)}"
         raise UserError(f"{none}: {trained_by(folder, profile, overrides)}")
@@ -149,7 +138,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     expected = [run for run in asked if run.experiments and run.run_id not in by_tune]
     left = known.keys() - {run.run_id for run in asked}  # of other settings than those selected
     there = [record for record in records if record.run_id not in left]
-    state = state_of(expected, there, [*plan.problems, *problems, *unknown])
+    state = sweep_state(expected, there, [*plan.problems, *problems, *unknown])
     ok = {r.run_id: r for r in there if r.status == "ok" and r.run_id in known and r.run_id not in by_tune}
     extra = tuple(run_id for run_id in state.extra if run_id not in {*ok, *by_tune})
     frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder, tasks)
@@ -178,24 +167,20 @@ def frame_of(
         trained: run_id -> run, of all with a record: others than the wanted ones are shown too.
         dropped: As of `lora.report.runs.facts_of`.
     """
-    hidden = {run.parent for name, runs in wanted.items() if EXPERIMENTS[name].by_start for run in runs}
-    listed = [
-        (name, run)
-        for name, runs in wanted.items()
-        for run in runs
-        if not EXPERIMENTS[name].by_start or run.run_id not in hidden
-    ]
+    hidden = {run.parent for run in wanted["mnli_start"]}  # whose table does not show them
+    starts = {"mnli_start": [run for run in wanted["mnli_start"] if run.run_id not in hidden]}
+    listed = [(name, run) for name, runs in {**wanted, **starts}.items() for run in runs]
     listed.sort(key=lambda of_name: of_name[1].run_id not in trained)  # of two that are the same, a trained one
     named = {run.run_id for _, run in listed} | hidden
     others = facts_of([(OWN, run) for run_id, run in trained.items() if run_id not in named], dropped)
-    every = with_records(placed(facts_of(listed, dropped), others), records)
+    every = with_records(place_others(facts_of(listed, dropped), others), records)
     main = every[every["experiment"].isin(MAIN)]
     tables = []
     for name, experiment in EXPERIMENTS.items():
         if len(own := every[every["experiment"] == name]):
             compared = pd.concat([main, own]) if name == OWN else own  # other runs say in what they differ
-            unnamed = [*experiment.columns, *agreed(own, experiment.unnamed)]
-            runs = labelled(compared, main, unnamed, not experiment.by_start)
+            unnamed = [*experiment.columns, *shared_settings(own, experiment.unnamed)]
+            runs = with_labels(compared, main, unnamed)
             tables.append(in_table_order(runs[runs["experiment"] == name]))
     return pd.concat(tables) if tables else every
 
@@ -230,7 +215,7 @@ def by_experiment(runs: Sequence[PlannedRun], given: Sequence[Any] | None) -> di
     return wanted | ({ADHOC: []} if any(wanted[name] for name in MAIN if name != ADHOC) else {})
 
 
-def placed(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+def place_others(expected: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """The expected runs and others: next to the same runs of another encoder, or in a table of their own."""
     if expected.empty:
         return others.assign(experiment=[ADHOC if task in TASKS else OWN_TASK for task in others["task"]])

@@ -10,12 +10,12 @@ from lora.config.run import RunConfig
 
 # Shown in other columns, or derived from other settings. Every other setting that names a run is compared.
 ELSEWHERE = ("seed", "task", "protocol", "start", "start_run", "model.name", "method.name")
-RANK = re.compile(r"-r\d+x?")
+RANK_IN_SLUG = re.compile(r"-r\d+x?")
 # named if any two runs of a task differ in what was asked for: such scores are no fair comparison
-PLACE = ["model", "protocol", "method", "task"]  # where two runs may differ in settings
-ROWS, EPOCHS = "data.train_rows", "train.epochs"
-TARGETS = "method.targets"  # here only if modules are named in full, which the slug does not show
-SECTIONS = ("start_seed", "model", "method", "data", "train")  # of the configuration
+COMPARED = ["model", "protocol", "method", "task"]  # where two runs may differ in settings
+TRAIN_ROWS, EPOCHS = "data.train_rows", "train.epochs"
+NAMED_TARGETS = "method.targets"  # here only if modules are named in full, which the slug does not show
+SECTION_ORDER = ("start_seed", "model", "method", "data", "train")  # of the configuration
 
 
 def named_settings(config: RunConfig) -> dict[str, str]:
@@ -24,13 +24,13 @@ def named_settings(config: RunConfig) -> dict[str, str]:
     found: dict[str, Any] = {}
     for key, value in config.settings().items():
         found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
-    return {key: plain(value) for key, value in found.items() if key not in shown}
+    return {key: setting_text(value) for key, value in found.items() if key not in shown}
 
 
 def setting_columns(columns: Iterable[str]) -> list[str]:
     """The columns of a frame that hold `named_settings`, in their order; `null`: a run has no such setting."""
     settings = [name for name in columns if "." in name or name == "start_seed"]
-    return sorted(settings, key=lambda name: SECTIONS.index(name.partition(".")[0]))
+    return sorted(settings, key=lambda name: SECTION_ORDER.index(name.partition(".")[0]))
 
 
 def setting(runs: pd.DataFrame, key: str) -> pd.Series:
@@ -38,20 +38,20 @@ def setting(runs: pd.DataFrame, key: str) -> pd.Series:
     return runs[key] if key in runs else pd.Series("null", index=runs.index)
 
 
-def plain(value: Any) -> str:
+def setting_text(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "+".join(map(plain, value))
+        return "+".join(map(setting_text, value))
     if isinstance(value, Mapping):
-        return "+".join(f"{key}:{plain(item)}" for key, item in sorted(value.items()))
+        return "+".join(f"{key}:{setting_text(item)}" for key, item in sorted(value.items()))
     short = f"{value:g}" if isinstance(value, float) else ""
     return short if short and float(short) == value else str(value)  # different values have different texts
 
 
-def labels(runs: pd.DataFrame, main: pd.DataFrame, without: Collection[str] = ()) -> dict[str, str]:
+def setting_labels(runs: pd.DataFrame, main: pd.DataFrame, without: Collection[str] = ()) -> dict[str, str]:
     """run_id -> `lr=0.001, epochs=20`: the settings in which the runs of a method differ on a task.
 
     Hyperparameters may differ by task within a row, so only runs on one task are compared. Ranks of one target set are
@@ -65,22 +65,22 @@ def labels(runs: pd.DataFrame, main: pd.DataFrame, without: Collection[str] = ()
     keys = [key for key in setting_columns(runs) if key not in without]
     usual: dict[tuple[str, ...], dict[str, str]] = {}
     for run in main.to_dict("records"):
-        settings, place = {key: run[key] for key in keys}, tuple(run[name] for name in PLACE)
+        settings, place = {key: run[key] for key in keys}, tuple(run[name] for name in COMPARED)
         usual[place] = dict(usual.get(place, settings).items() & settings.items())
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     terms: dict[str, set[tuple[str, str]]] = {}
     for run in runs.to_dict("records"):
-        targets = RANK.sub("", run["slug"])
-        groups.setdefault((*(run[name] for name in PLACE), targets, run["start"]), []).append(run)
+        targets = RANK_IN_SLUG.sub("", run["slug"])
+        groups.setdefault((*(run[name] for name in COMPARED), targets, run["start"]), []).append(run)
         terms.setdefault(run["task"], set()).add(run["terms"])
     words: dict[str, str] = {}
     for place, group in groups.items():
-        stated = zip((EPOCHS, ROWS), zip(*terms[group[0]["task"]], strict=True), strict=True)
+        stated = zip((EPOCHS, TRAIN_ROWS), zip(*terms[group[0]["task"]], strict=True), strict=True)
         always = {key for key, values in stated if len({*values}) > 1}
-        if group[0].get(TARGETS, "null") != "null":
-            always.add(TARGETS)
+        if group[0].get(NAMED_TARGETS, "null") != "null":
+            always.add(NAMED_TARGETS)
         varied = [key for key in keys if key in always or len({run[key] for run in group}) > 1]
-        known = usual.get(place[: len(PLACE)], {})
+        known = usual.get(place[: len(COMPARED)], {})
         for run in group:
             named = [key for key in varied if key in always or run[key] != known.get(key, "null")]
             words[run["run_id"]] = ", ".join(f"{key.rpartition('.')[2]}={run[key]}" for key in named)

@@ -46,11 +46,11 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         pictures=pictures,
         notes=footnotes([*tables, runs]),
         runs=runs,
-        curves=curves_of(report, {cell.cell for table in tables for cell in scores(table)}),
+        curves=curves_of(report, {cell.cell for table in tables for cell in score_values(table)}),
     )
 
 
-def scores(table: Table) -> list[Value]:
+def score_values(table: Table) -> list[Value]:
     """The values of a table that are the score of a cell."""
     return [cell for row in rows(table.values) for cell in row if isinstance(cell, Value) and cell.cell]
 

@@ -12,7 +12,7 @@ from lora.table import Cell, number
 
 BASE = "lora-qv-r8"  # what the others are compared with
 SCORE = "split_half"  # records of these experiments have it, so it is their unselected score
-SCORES = {"Unselected": SCORE, "Best epoch": "best", "Last epoch": "last"}
+ARM_SCORES = {"Unselected": SCORE, "Best epoch": "best", "Last epoch": "last"}
 HEADS = (5e-4, 2e-3)  # rates of the head: LoRA's, and that of Houlsby adapters
 
 
@@ -34,7 +34,7 @@ def layers_table(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     for task, title in task_labels(runs).items():
         for label, arm in runs[runs["task"] == task].groupby("label", sort=False):
             line = {"Task": title, "Method": label, "Trainable": trainable(arm)}
-            line |= {"Learning rate": rates_text(arm)} | scores(arm)
+            line |= {"Learning rate": rates_text(arm)} | mean_scores(arm)
             for heading, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
                 line[heading] = number(arm[loss].astype(float).mean(), ".3f")
             difference, both = differences.get((task, label), ("-", "-"))
@@ -58,9 +58,9 @@ def layers_figure(runs: pd.DataFrame, analyses: Analyses) -> Figure | None:
     return figure("Each arm minus LoRA on Wq and Wv", note, "intervals", "points", panels)
 
 
-def scores(arm: pd.DataFrame) -> dict[str, Cell]:
+def mean_scores(arm: pd.DataFrame) -> dict[str, Cell]:
     """The number of an arm's runs, and the mean of each score."""
-    means = {title: 100 * arm[score].astype(float).mean() for title, score in SCORES.items()}
+    means = {title: 100 * arm[score].astype(float).mean() for title, score in ARM_SCORES.items()}
     return {"Seeds": int(arm["best"].count())} | {title: number(mean) for title, mean in means.items()}
 
 
@@ -68,7 +68,7 @@ def head_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per method and rate of its head."""
     arms = with_head(runs).groupby(["slug", "method", "head"], sort=False)
     return pd.DataFrame(
-        [{"Method": slug_label(slug), "Head's rate": f"{head:g}"} | scores(arm) for (slug, _, head), arm in arms]
+        [{"Method": slug_label(slug), "Head's rate": f"{head:g}"} | mean_scores(arm) for (slug, _, head), arm in arms]
     )
 
 

@@ -57,12 +57,12 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
             drawn(ax, panel, figure)
             ax.set_title(panel["title"], fontsize=9)
         legend(canvas, list(axes.flat[: len(panels)]))
-        svg = saved(canvas, "svg")  # without a title: the page has it as text, in its own font
+        svg = render(canvas, "svg")  # without a title: the page has it as text, in its own font
         canvas.suptitle(figure["title"], fontsize=10)
-        return {"png": saved(canvas, "png"), "svg": svg}
+        return {"png": render(canvas, "png"), "svg": svg}
 
 
-def saved(canvas: Canvas, form: str) -> bytes:
+def render(canvas: Canvas, form: str) -> bytes:
     out = io.BytesIO()
     canvas.savefig(out, format=form, dpi=150, metadata={"Date": None} if form == "svg" else {"Software": None})
     return out.getvalue()
@@ -166,7 +166,7 @@ def findings(figure: Mapping[str, Any], narrow: bool) -> list[bytes]:
         ax.set_xlabel(figure["x"])
         handles, labels = ax.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 4, fontsize=9)
-        return [saved(canvas, "png"), saved(canvas, "svg")]
+        return [render(canvas, "png"), render(canvas, "svg")]
 
 
 def scatter(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:

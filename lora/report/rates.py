@@ -11,11 +11,11 @@ from lora.report.experiments import EXPERIMENTS
 from lora.report.figures import by_rate
 from lora.report.labels import setting
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
-from lora.report.runs import labelled, slug_label, task_labels, task_title, task_units, told_apart
+from lora.report.runs import full_labels, slug_label, task_labels, task_title, task_units, with_labels
 from lora.report.tables import collapsed_text
 from lora.table import Table, number
 
-ORIGINS = {
+ORIGIN_WORDS = {
     "conf": "in conf/hparams",
     "default": "default, not tuned for this task",
     "tuned": "tuned",
@@ -39,7 +39,7 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
     runs = rows.dropna(subset="lr")
     if runs.empty:
         return None
-    tasks, best, lines = task_labels(runs), taken(rows), []
+    tasks, best, lines = task_labels(runs), best_rate_by_label(rows), []
     for label, of_row in runs.groupby("label", sort=False):
         for rate, of_rate in of_row.groupby("lr"):
             line, means = {"Method": label, "Learning rate": f"{rate:g}"}, []
@@ -61,11 +61,11 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
 
 def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:
     """The tried runs, each with the label of its row, which names the encoder or protocol if there are several."""
-    tried = labelled(tried, without=("train.lr",))
-    return tried.assign(label=told_apart(tried, ["model", "protocol"]))
+    tried = with_labels(tried, without=("train.lr",))
+    return tried.assign(label=full_labels(tried, ["model", "protocol"]))
 
 
-def taken(rows: pd.DataFrame) -> dict[str, float]:
+def best_rate_by_label(rows: pd.DataFrame) -> dict[str, float]:
     """Label -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
     Only rates that were tried on every task and seed of the row count. Rows with a missing run are excluded."""
     found, rows = {}, rows.assign(best=rows["best"].astype(float) * rows["metric"].map(better))
@@ -84,16 +84,16 @@ def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
     for _, of_model in plain.groupby("model", sort=False):
         rows = tried_rows(of_model)
         rows = rows[rows["label"].eq(rows["slug"].map(slug_label))]
-        found.append(rows[rows["lr"].eq(rows["label"].map(taken(rows)))])
+        found.append(rows[rows["lr"].eq(rows["label"].map(best_rate_by_label(rows)))])
     return pd.concat(found)
 
 
 def rates_table(runs: pd.DataFrame, rates: Iterable[Rate]) -> pd.DataFrame:
     """Each method's learning rate on each task, and how it was chosen. `rates`: the tuned ones."""
     known, lines = {(*one.key, one.lr): one for one in rates}, []
-    runs = runs.assign(label=told_apart(runs, ["model", "protocol"]))
+    runs = runs.assign(label=full_labels(runs, ["model", "protocol"]))
     for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
-        chosen = ORIGINS["stated" if pd.isna(run.rate_from) else run.rate_from]
+        chosen = ORIGIN_WORDS["stated" if pd.isna(run.rate_from) else run.rate_from]
         rate = known.get((run.model, run.protocol, run.task, run.rate_name, run.lr))
         if run.rate_from == "tuned" and rate is not None:  # the file may have changed since
             edge = ", at the edge" if rate.lr in (min(rate.tried), max(rate.tried)) else ""

@@ -20,7 +20,7 @@ from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
 from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, method_words
 from lora.report.experiments import MAIN
-from lora.report.labels import EPOCHS, ROWS, labels, named_settings, setting_columns
+from lora.report.labels import EPOCHS, TRAIN_ROWS, named_settings, setting_columns, setting_labels
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -51,7 +51,7 @@ def encoder_title(model: str) -> str:
     return ENCODER_TITLES.get(model, model)
 
 
-def told(key: str, value: str) -> str:
+def suffix(key: str, value: str) -> str:
     """What tells a row from others of its label: its start, its encoder or its protocol."""
     texts = {"start": f"from {START_TITLES.get(value)}", "model": encoder_title(value), "protocol": f"protocol {value}"}
     return texts[key]
@@ -64,17 +64,17 @@ def task_title(task: str) -> str:
 
 def task_labels(runs: pd.DataFrame) -> dict[str, str]:
     """Task -> `CoLA (Matthews)`, in the tables' order. `runs`: any frame with the columns task and metric."""
-    return dict(zip(in_order(runs), task_units(runs), strict=True))
+    return dict(zip(tasks_of(runs), task_units(runs), strict=True))
 
 
 def task_units(runs: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """The label of each task -> its title, and its metric."""
     metrics = dict(zip(runs["task"], runs["metric"], strict=True))
-    parts = [(task_title(task), METRIC_SHORT.get(metrics[task], metrics[task])) for task in in_order(runs)]
+    parts = [(task_title(task), METRIC_SHORT.get(metrics[task], metrics[task])) for task in tasks_of(runs)]
     return {f"{title} ({metric})": (title, metric) for title, metric in parts}
 
 
-def adapted(row: Any) -> tuple[str, int]:
+def targets_and_rank(row: Any) -> tuple[str, int]:
     """The target set of a LoRA row in the paper's notation, with the words that follow in its label, and the rank. For
     modules named in full and for several ranks, the label instead of the target set."""
     match = LORA_SLUG.fullmatch(row.slug)
@@ -111,7 +111,7 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
             run = replace(run, config=replace(run.config, data=replace(run.config.data, train_rows=None)))
         named = {key: value for key, value in named_settings(run.config).items() if key not in dropped}
         epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
-        facts |= {"task": run.task.name, "metric": run.task.metric, "terms": (epochs, named[ROWS])}
+        facts |= {"task": run.task.name, "metric": run.task.metric, "terms": (epochs, named[TRAIN_ROWS])}
         rows.setdefault((experiment, run.run_id), facts | named)
     settings = setting_columns(dict.fromkeys(key for row in rows.values() for key in row))
     columns = ["experiment", "run_id", *FACTS, "metric", "terms", *settings]
@@ -134,41 +134,38 @@ def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     return runs.merge(records.drop(columns=FACTS), on="run_id", how="left")
 
 
-def labelled(
-    runs: pd.DataFrame, main: pd.DataFrame | None = None, without: Collection[str] = (), start: bool = True
-) -> pd.DataFrame:
+def with_labels(runs: pd.DataFrame, main: pd.DataFrame | None = None, without: Collection[str] = ()) -> pd.DataFrame:
     """The same runs, with labels that distinguish the rows of one method.
 
     Args:
-        main, without: As of `lora.report.labels.labels`; a table has a column for settings that name no row.
-        start: Whether rows can differ in the start; False for a table with a column per start.
+        main, without: As of `lora.report.labels.setting_labels`; a table has a column for settings that name no row.
     """
-    words = labels(runs, runs[:0] if main is None else main, without)
+    words = setting_labels(runs, runs[:0] if main is None else main, without)
     names = zip(map(method_label, runs["slug"], runs["method"]), runs["run_id"].map(words), strict=True)
     runs = runs.assign(label=[", ".join(filter(None, parts)) for parts in names])
-    return runs.assign(label=told_apart(runs, ["start"])) if start else runs
+    return runs if "start" in without else runs.assign(label=full_labels(runs, ["start"]))
 
 
-def agreed(runs: pd.DataFrame, keys: Iterable[str]) -> list[str]:
+def shared_settings(runs: pd.DataFrame, keys: Iterable[str]) -> list[str]:
     """The settings in which all runs of a method on a task agree."""
     counts = runs.groupby(["model", "slug", "start", "task"])[[key for key in keys if key in runs]].nunique()
     return [key for key in counts if counts[key].eq(1).all()]
 
 
-def told_apart(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:
+def full_labels(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:
     """The label of each run, with its encoder, protocol or start where runs of its label differ in it."""
     names = runs["label"]
     for key in by:
         places = [names, runs["task"]] if key == "start" else names  # starts may differ by task within a row
         several = runs.groupby(places)[key].transform("nunique").gt(1).groupby(names).transform("any")
-        ends = [f", {told(key, value)}" if differs else "" for value, differs in zip(runs[key], several, strict=True)]
+        ends = [f", {suffix(key, value)}" if differs else "" for value, differs in zip(runs[key], several, strict=True)]
         names = names + pd.Series(ends, index=runs.index, dtype=object)
     return names
 
 
 def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs by method and task as the tables list them, independently of the order of training."""
-    methods, order = list(METHOD_TITLES), in_order(runs)
+    methods, order = list(METHOD_TITLES), tasks_of(runs)
 
     def place(run) -> tuple:
         lora = LORA_SLUG.match(run.slug)  # a variant follows plain LoRA
@@ -228,6 +225,6 @@ def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarr
     return values[best, np.arange(values.shape[1])]
 
 
-def in_order(runs: pd.DataFrame) -> list[str]:
+def tasks_of(runs: pd.DataFrame) -> list[str]:
     """The tasks, in the tables' order."""
     return task_order(set(runs["task"]))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lora.report.runs import ROW, adapted, cell_key, human_count, in_order, task_labels, task_title
+from lora.report.runs import ROW, cell_key, human_count, targets_and_rank, task_labels, task_title, tasks_of
 from lora.report.stats import mean_interval
 from lora.table import Cell, Value, number
 
@@ -93,7 +93,7 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
             cells = paper[paper[["model", "method", "trainable_params"]].eq(names).all(axis=1)].set_index("task")
             printed: dict[str, Cell] = {"Method": f"the paper: {names[0]} {names[1]}"}
             printed["Trainable"] = Value(1e6 * float(names[2].removesuffix("M")), names[2])
-            for task in in_order(group):
+            for task in tasks_of(group):
                 value, std = (cells[key].get(task_title(task), math.nan) for key in ("value", "std"))
                 printed[tasks[task]] = "-" if pd.isna(value) else Value(value, f"{value}" + f" ±{std}" * pd.notna(std))
             mean = cells["value"].reindex([*map(task_title, tasks)]).mean(skipna=False)
@@ -108,7 +108,7 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
     published cells in columns next to ours."""
     tasks, lines, of_paper = task_labels(summary), [], paper_cells(paper)
     for _, group in summary.groupby(["slug", "label"], sort=False):
-        targets, rank = adapted(group.iloc[0])
+        targets, rank = targets_and_rank(group.iloc[0])
         line = {"Adapted": targets, "Rank": rank, "Trainable": trainable(group), "Seeds": seeds(group)}
         line |= task_cells(group, tasks, with_mean=True)
         lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
@@ -116,7 +116,7 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
 
 
 def paper_cells(paper: pd.DataFrame | None) -> Paper:
-    """`MNLI-m (paper)` -> target set and rank, as `adapted` has them -> the published value."""
+    """`MNLI-m (paper)` -> target set and rank, as `targets_and_rank` has them -> the published value."""
     found: Paper = {}
     for row in () if paper is None else paper.itertuples():
         targets, rank = row.method.removeprefix("LoRA ").split(" r=")
@@ -127,7 +127,7 @@ def paper_cells(paper: pd.DataFrame | None) -> Paper:
 
 def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 6: tasks and target sets by ranks with what a doubling adds, and the published cells in rows below ours."""
-    found = summary.assign(lora=[adapted(row) for row in summary.itertuples()])
+    found = summary.assign(lora=[targets_and_rank(row) for row in summary.itertuples()])
     ranks, sets = sorted({rank for _, rank in found["lora"]}), list(dict.fromkeys(name for name, _ in found["lora"]))
     texts: dict[str, dict[tuple[str, int], Cell]] = {}
     for task, label in task_labels(summary).items():
@@ -150,7 +150,7 @@ def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
 def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], Cell]:
     """(task label, target set) -> the slope of a seed's scores over log2 of the rank: the mean over seeds, with its
     interval. Seeds that lack a rank are excluded."""
-    found, tasks, lora = {}, task_labels(runs), [adapted(run) for run in runs.itertuples()]
+    found, tasks, lora = {}, task_labels(runs), [targets_and_rank(run) for run in runs.itertuples()]
     rows = runs.assign(targets=[name for name, _ in lora], doublings=[math.log2(rank) for _, rank in lora])
     for (task, targets), of_set in rows.groupby(["task", "targets"], sort=False):
         scores = 100 * of_set.pivot(index="seed", columns="doublings", values="best").astype(float).dropna()

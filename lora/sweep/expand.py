@@ -3,11 +3,11 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lora.config.auto import Measure
-from lora.config.compose import chosen_option, compose_family, is_group, parsed_override
-from lora.config.run import PlannedRun, RunConfig
+from lora.config.compose import compose_family, parsed_override
+from lora.config.run import PlannedRun
+from lora.config.select import setting_values
 from lora.data.tasks import Task
 from lora.errors import UserError
 
@@ -43,7 +43,7 @@ def expand_blocks(
                 except UserError as error:
                     invalid.setdefault(str(error), f"{experiment} {' '.join(settings)}")
                     continue
-                for run in family if has_values(family[-1].config, settings, left) else ():
+                for run in family if has_values(family[-1], left) else ():
                     config, known = run.config, planned.get(run.run_id)
                     names = dict.fromkeys((*(known.experiments if known else ()), experiment))
                     saves = config.runtime.save_adapter or (known is not None and known.config.runtime.save_adapter)
@@ -57,13 +57,7 @@ def expand_blocks(
     return sorted(planned.values(), key=lambda run: -run.examples)  # the sort keeps the grid's order
 
 
-def has_values(config: RunConfig, settings: Sequence[str], only: Values) -> bool:
+def has_values(run: PlannedRun, only: Values) -> bool:
     """Whether a run has one of the given values of every key."""
-    for key, values in only.items():
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name, None)
-        value = chosen_option(key, settings) if is_group(key) else list(value) if isinstance(value, tuple) else value
-        if value not in [parsed_override(f"{key}={text}").value() for text in values]:
-            return False
-    return True
+    wanted = {key: [parsed_override(f"{key}={text}").value() for text in values] for key, values in only.items()}
+    return all(any(value in wanted[key] for value in setting_values(run, key)) for key in wanted)

@@ -20,9 +20,9 @@ from lora.files import check_writable
 from lora.records.record import load_records
 from lora.sweep import pool, slurm
 from lora.sweep.notes import read_notes
-from lora.sweep.progress import Watch, about, counted, duration
+from lora.sweep.progress import Watch, about, count_of, duration
 from lora.sweep.request import check_tuning, grids_text, rates_setting, select_runs, sweep_settings
-from lora.sweep.state import State, estimator, own_records, state_of
+from lora.sweep.state import State, estimator, own_records, sweep_state
 from lora.sweep.worker import Job, clean_up, has_adapter, run_job, verify_inputs
 from lora.training import processes
 from lora.training.processes import world_size
@@ -62,7 +62,7 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
         )
     (results, outputs), launcher = (settings.runtime.results, settings.runtime.outputs), settings.launcher
     records, broken = load_records(results)
-    now = state_of(runs, records, broken)
+    now = sweep_state(runs, records, broken)
     for problem in now.problems:
         print(f"left out: {problem}", file=sys.stderr)
     todo = to_train(settings, runs, now)
@@ -77,20 +77,20 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
     if todo:
         check_launcher(launcher, todo)
         for method in {str(run.config.method): run.config.method for run in todo if run.method == "peft"}.values():
-            from lora.methods.bridge import check  # loads PEFT, which other sweeps do without
+            from lora.methods.bridge import config_class  # loads PEFT, which other sweeps do without
 
-            check(method)
+            config_class(method)
         for folder in (results, outputs):
             check_writable(folder)
     before, planned = read_plan(results).runs, add_to_plan(results, runs).runs
     if replaced := [run_id for run_id, run in before.items() if run.experiments and not planned[run_id].experiments]:
-        what = counted(len(replaced), "planned run")
+        what = count_of(len(replaced), "planned run")
         print(f"replaced: {what}, by other rates or lines of conf/ ({replaced[0]}, ...)")
     todo = [planned[run.run_id] for run in todo]  # an adapter is saved if any launch wanted it
     print("\n".join(announcement(settings, runs, now, todo, workers)), flush=True)
     done = now.ok.keys() - {run.run_id for run in todo}
     reasons = train_missing(todo, done, outputs, lambda wave, ended: launch_once(settings, wave, workers, ended))
-    now = state_of(runs, *load_records(results))
+    now = sweep_state(runs, *load_records(results))
     for run_id in (*now.ok, *now.failed):
         clean_up(results, outputs, run_id)
     return now, "\n".join(unfinished(now, reasons))
@@ -118,7 +118,7 @@ def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
     fused = [run.run_id for run in todo if run.config.train.kernels == "fused"]
     if fused and launcher.get("gpus"):
         raise UserError(
-            f"launcher.gpus={launcher.gpus} holds GPUs, but {counted(len(fused), 'run')} ({fused[0]}, ...) would "
+            f"launcher.gpus={launcher.gpus} holds GPUs, but {count_of(len(fused), 'run')} ({fused[0]}, ...) would "
             f"train on the CPU with train.kernels=fused: add train.kernels=stock, or launcher.gpus=null for the CPU"
         )
 
@@ -135,7 +135,7 @@ def announcement(
         time_left = f"about {duration(sum(seconds) / min(workers, len(todo)))}, judging by your records of the encoder"
     parents = {run.parent for run in runs} & {run.run_id for run in todo}
     return [
-        f"profile {name}: {counted(len(runs), 'run')}: {len(now.ok)} done, {len(now.failed)} failed, "
+        f"profile {name}: {count_of(len(runs), 'run')}: {len(now.ok)} done, {len(now.failed)} failed, "
         f"{len(todo)} to train, {workers} at a time",
         f"  tasks:   {', '.join(dict.fromkeys(run.task.name for run in todo))}",
         f"  methods: {', '.join(dict.fromkeys(run.slug for run in todo))}",

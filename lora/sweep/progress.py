@@ -53,7 +53,7 @@ def about(runs: Sequence[PlannedRun], again: int = 0) -> list[str]:
     lines.append(f"  kernels: {'; '.join(dict.fromkeys(map(kernels_of, configs)))}")
     runtime = configs[0].runtime
     if again:
-        lines.append(f"  again:   {counted(again, 'finished run')}, for adapters that {runtime.outputs} lacks")
+        lines.append(f"  again:   {count_of(again, 'finished run')}, for adapters that {runtime.outputs} lacks")
     if runtime.tracking != "off":
         sent = ", sent if there is a key" if runtime.tracking == "auto" else ""
         lines.append(f"  copies:  for W&B, in {runtime.outputs}/wandb{sent} (none with runtime.tracking=off)")
@@ -121,7 +121,7 @@ class Display:
         if len(epochs) > (self.said or 0):
             self.said = len(epochs)
             loss = f"train loss {epochs[-1]['train_loss']:.3f}"
-            self.lines.say(f"epoch {self.said} of {self.count}: {self.metric} {shown(metric)}, {loss}{left}")
+            self.lines.say(f"epoch {self.said} of {self.count}: {self.metric} {percent_text(metric)}, {loss}{left}")
 
 
 # A sweep.
@@ -172,14 +172,14 @@ class Watch:
                 continue
             outcome = f"failed: {record.error}"
             if record.status == "ok":
-                outcome = f"{record.selected['metric']} {shown(record.selected['best']['value'])}"
+                outcome = f"{record.selected['metric']} {percent_text(record.selected['best']['value'])}"
                 self.ended.append(record)
             if record.status == "failed" or not sys.stderr.isatty():
-                self.lines.say(f"{self._count()}  {named(run)}  {run_id}  {outcome}  {record.seconds:.0f} s")
+                self.lines.say(f"{self._count()}  {run_title(run)}  {run_id}  {outcome}  {record.seconds:.0f} s")
         if self.lines.are_due() and self.waiting:
             notes = {i: note for i, note in read_notes(self.outputs).items() if i in self.waiting and note["steps"]}
             shares = "".join(f"{note['step'] / note['steps']:.0%} " for note in notes.values())  # not cut at the end
-            names = " | ".join(named(self.waiting[run_id]) for run_id in notes) or "nothing trains yet"
+            names = " | ".join(run_title(self.waiting[run_id]) for run_id in notes) or "nothing trains yet"
             line, bar = f"{self._count()}  {shares}{names}", BAR * self.done // self.total
             if sys.stderr.isatty():
                 line = f"{'━' * bar}{'╌' * (BAR - bar)} {line}"[: shutil.get_terminal_size().columns - 1]
@@ -202,17 +202,17 @@ def seconds_left(note: Mapping[str, Any] | None, expected: float | None) -> floa
     return expected if note is None or note["pace"] is None else note["pace"] * (note["steps"] - note["step"])
 
 
-def named(run: PlannedRun) -> str:
+def run_title(run: PlannedRun) -> str:
     """`LoRA qv r8 · CoLA · seed 3`."""
     title, details = method_words(run.slug, run.method)
     return f"{' '.join((title, *details))} · {run.task.title} · seed {run.seed}"
 
 
-def shown(value: float | None) -> str:
+def percent_text(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def counted(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
     """A count in words: "1 run", "2 runs"."""
     return f"{number} {noun}{'s' if number != 1 else ''}"
 

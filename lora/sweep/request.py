@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from lora.config.auto import Measure
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
 from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks
-from lora.config.rates import FILE, nearest_rate, read_rates
+from lora.config.rates import RATES_FILE, nearest_rate, read_rates
 from lora.config.run import PlannedRun
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import Task
@@ -75,9 +75,9 @@ def select_runs(
     tasks = own_tasks(overrides)
     read_rates(rates_setting(request.profile, overrides))  # a broken file is one mistake, not one of every run
     grids, chosen = grids_of(request, whole)
-    blocks = narrowed(grids, chosen) if grids else {ADHOC: [request.given]}
+    blocks = narrow(grids, chosen) if grids else {ADHOC: [request.given]}
     for name, of_grid in grids.items():
-        if HALVES in values_of(ROWS, of_grid):
+        if HALVES in values_in(ROWS, of_grid):
             blocks[name] = sized(request.profile, blocks[name], tasks)
     runs = expand_blocks(request.profile, blocks, chosen, tasks, measure)
     if not runs:
@@ -110,7 +110,7 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
     if default:
         usual = {name: grids[name] for name in default.pop("experiment")}
         inside, every = ([block for blocks in some.values() for block in blocks] for some in (usual, grids))
-        if any(values_of(key, every) and not values_of(key, inside) for key in given):
+        if any(values_in(key, every) and not values_in(key, inside) for key in given):
             default = {}  # the command gives a key that only the other experiments name
         else:
             grids = usual
@@ -119,9 +119,9 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
         if not is_free(key) and (new := new_values(key, values, blocks)):
             raise UserError(
                 f"{key}={','.join(new)} is in no grid of profile {profile} ({', '.join(grids)}): they have "
-                f"{', '.join(values_of(key, blocks))}\n{ways_out(request, {key: new})}"
+                f"{', '.join(values_in(key, blocks))}\n{ways_out(request, {key: new})}"
             )
-    if "start" not in given and "pretrained" in values_of("start", blocks) and any(values_of(k, blocks) for k in given):
+    if "start" not in given and "pretrained" in values_in("start", blocks) and any(values_in(k, blocks) for k in given):
         # a start from MNLI trains MNLI too, so it is only selected by name
         for block in (block for block in blocks if "start" in block):
             block["start"] = [value for value in block["start"] if value != "mnli"]
@@ -141,16 +141,16 @@ def grids_text(profile: str, arguments: Sequence[str], runs: Sequence[PlannedRun
         chosen = [run for run in runs if name in run.experiments and run.run_id not in parents]
         every = sum(math.prod(map(len, block.values())) for block in blocks)
         replaced = {key: values for key, values in request.given.items() if new_values(key, values, blocks)}
-        if HALVES in values_of(ROWS, blocks) and not replaced:
+        if HALVES in values_in(ROWS, blocks) and not replaced:
             sizes = sorted({run.train_rows for run in chosen})
             lines.append(f"{len(chosen)} runs of {name}, on {', '.join(map(str, sizes))} train rows")
         elif replaced:
-            known = {key: ", ".join(values_of(key, blocks)) for key in replaced}
+            known = {key: ", ".join(values_in(key, blocks)) for key in replaced}
             words = (f"{key}={','.join(new)} in place of {known[key]}" for key, new in replaced.items())
             held = [fact for key, fact in _content(name).get("equal", {}).items() if key in replaced]
             broken = f"; not at one {' and '.join(dict.fromkeys(held))} any more" if held else ""
             lines.append(f"{name} with {'; '.join(words)}: {len(chosen)} runs{broken}")
-        elif any(values_of(key, blocks) for key in request.given):
+        elif any(values_in(key, blocks) for key in request.given):
             lines.append(f"{len(chosen)} of {every} runs of {name}")
     return lines
 
@@ -166,7 +166,7 @@ def ways_out(request: Request, new: Values | None = None) -> str:
 
 def rates_setting(profile: str, overrides: Sequence[str]) -> Any:
     """The setting `rates`."""
-    return (values_given("rates", overrides) or [f"{results_of(profile, overrides)}/{FILE}"])[-1]
+    return (values_given("rates", overrides) or [f"{results_of(profile, overrides)}/{RATES_FILE}"])[-1]
 
 
 def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
@@ -261,18 +261,18 @@ def grids_for(profile: str) -> dict[str, list[Values]]:
     return {name: grid(profile, name) for name in describe_group("experiment") if profile in _content(name)["grid"]}
 
 
-def values_of(key: str, blocks: Sequence[Values]) -> list[str]:
+def values_in(key: str, blocks: Sequence[Values]) -> list[str]:
     """All values of a key in the blocks, each once."""
     return list(dict.fromkeys(value for block in blocks for value in block.get(key, ())))
 
 
 def new_values(key: str, values: Sequence[str], blocks: Sequence[Values]) -> list[str]:
     """The values that no block has, of a key that some block names. [] for any other key."""
-    known = values_of(key, blocks)
+    known = values_in(key, blocks)
     return [value for value in values if known and not any(same_value(key, value, other) for other in known)]
 
 
-def narrowed(grids: Mapping[str, Sequence[Values]], given: Values) -> dict[str, list[Values]]:
+def narrow(grids: Mapping[str, Sequence[Values]], given: Values) -> dict[str, list[Values]]:
     """The grids with a command's values.
 
     Values that the grids have select: blocks without any of them drop out. Otherwise, the values replace those of every
@@ -284,7 +284,7 @@ def narrowed(grids: Mapping[str, Sequence[Values]], given: Values) -> dict[str, 
     every = [block for blocks in grids.values() for block in blocks]
     kept = {name: [dict(block) for block in blocks] for name, blocks in grids.items()}
     for key, values in given.items():
-        known = values_of(key, every)
+        known = values_in(key, every)
         replaces = not known or new_values(key, values, every)
         for block in (block for blocks in kept.values() for block in blocks if key in block or not known):
             own = block.get(key, ())

@@ -25,7 +25,7 @@ class State:
     problems: tuple[str, ...]
 
 
-def state_of(runs: Iterable[PlannedRun], records: Sequence[RunRecord], problems: Sequence[str]) -> State:
+def sweep_state(runs: Iterable[PlannedRun], records: Sequence[RunRecord], problems: Sequence[str]) -> State:
     by_id, wanted = {record.run_id: record for record in records}, {run.run_id: run for run in runs}
     return State(
         ok={i: r for i, r in by_id.items() if i in wanted and r.status == "ok"},

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora.config.plan import locked, outputs_here, read_plan, run_of, trained_by, write_plan
-from lora.config.rates import FILE, TUNING
+from lora.config.rates import RATES_FILE, TUNING
 from lora.config.run import PlannedRun
-from lora.config.select import parse_words, place, select, selecting
+from lora.config.select import filter_runs, parse_words, place, selecting
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
@@ -29,9 +29,9 @@ from lora.records.record import (
     record_path,
 )
 from lora.sweep.notes import read_notes
-from lora.sweep.progress import counted, duration, seconds_left, shown
+from lora.sweep.progress import count_of, duration, percent_text, seconds_left
 from lora.sweep.request import select_runs
-from lora.sweep.state import estimator, own_records, state_of
+from lora.sweep.state import estimator, own_records, sweep_state
 
 STATES = ("done", "running", "interrupted", "failed", "waiting")
 LOOK_SECONDS = 2.0
@@ -64,7 +64,7 @@ def statuses(
     The state follows from an `ok` record, else the note of a live worker, else a failed record, else what a worker that
     ended early has left. Training times are estimated from the records `timed`.
     """
-    now, notes, expected = state_of(runs, *load_records(results)), read_notes(outputs), estimator(timed)
+    now, notes, expected = sweep_state(runs, *load_records(results)), read_notes(outputs), estimator(timed)
     found = {}
     for run in runs:
         run_id, left = run.run_id, expected(run)
@@ -72,7 +72,9 @@ def statuses(
             found[run_id] = RunStatus("done", now.ok[run_id].seconds)
         elif note := notes.get(run_id):
             left = seconds_left(note, left)
-            where = f"step {note['step']}/{note['steps']}, metric {shown(note['metric'])}  " if note["steps"] else ""
+            where = (
+                f"step {note['step']}/{note['steps']}, metric {percent_text(note['metric'])}  " if note["steps"] else ""
+            )
             where += f"left {'?' if left is None else duration(left)}  on {note['where']}, since {note['since']}"
             where += f", rate {run.config.train.lr:g}" * (run.experiments == (TUNING,))
             found[run_id] = RunStatus("running", left, where)
@@ -95,12 +97,12 @@ def most_seconds(run: PlannedRun) -> float:
 def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
     groups = {name: {i: status for i, status in found.items() if status.state == name} for name in STATES}
     counts = ", ".join(f"{len(groups[name])} {name}" for name in STATES)
-    lines = [f"profile {profile}: {counted(len(found), 'run')}: {counts}"]
+    lines = [f"profile {profile}: {count_of(len(found), 'run')}: {counts}"]
     lines.append(f"time spent: {duration(sum(status.seconds for status in groups['done'].values()))}")
     left = [status.seconds for name in ("running", "interrupted", "waiting") for status in groups[name].values()]
     known = [seconds for seconds in left if seconds is not None]
     if left:
-        unknown = f", and {counted(len(left) - len(known), 'run')} of unknown length" if len(known) < len(left) else ""
+        unknown = f", and {count_of(len(left) - len(known), 'run')} of unknown length" if len(known) < len(left) else ""
         about = f"about {duration(sum(known))} if run one after another{unknown}"
         lines.append(f"time left:  {about if known else 'unknown until the first run has ended'}")
     for name in ("running", "interrupted", "failed"):
@@ -158,11 +160,11 @@ def main(arguments: argparse.Namespace) -> None:
         return
     records = [] if read_plan(folder).runs else load_records(folder)[0]
     if records and isinstance(why := run_of(records[0], TASKS), str):
-        raise UserError(f"{folder} has {counted(len(records), 'record')} and no plan: {why}")
+        raise UserError(f"{folder} has {count_of(len(records), 'record')} and no plan: {why}")
     never = [] if read_plan(folder).runs else select_runs(name, words, measure="assumed")
 
     def asked() -> list[PlannedRun]:
-        return [run for run in select(read_plan(folder).runs.values(), words) if run.experiments] or never
+        return [run for run in filter_runs(read_plan(folder).runs.values(), words) if run.experiments] or never
 
     def look() -> dict[str, RunStatus]:
         return statuses(asked(), folder, outputs, own_records(folder))
@@ -179,7 +181,7 @@ def main(arguments: argparse.Namespace) -> None:
         return
     print(text(profile, found))
     if not selecting(words) and (others := {record.run_id for record in load_records(folder)[0]} - found.keys()):
-        print(f"{counted(len(others), 'other record')} in {folder}, which no launch asks for now")
+        print(f"{count_of(len(others), 'other record')} in {folder}, which no launch asks for now")
     most = sum(most_seconds(run) for run in asked() if found[run.run_id] == RunStatus("waiting", None)) / 3600
     if most > 0:
         print(f"at most {most:,.1f} device hours for the unknown ones, at {TERAFLOPS} assumed TFLOP/s sustained")
@@ -189,7 +191,7 @@ def main(arguments: argparse.Namespace) -> None:
         with suppress(UserError):  # a profile that needs a task
             more = {run.run_id for run in select_runs(name, [f"runtime.results={folder}"], True, "assumed")}
             if count := len(more - read_plan(folder).runs.keys()):
-                print(f"{counted(count, 'more run')} of the profile are not asked for")
+                print(f"{count_of(count, 'more run')} of the profile are not asked for")
 
 
 def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> None:
@@ -203,7 +205,7 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
         raise UserError(f"{min(notes)} is being trained: wait for the sweep, or stop it, before runs are forgotten")
     with locked(folder) as plan:
         records = {record.run_id: record.status for record in load_records(folder)[0]}
-        chosen = [run.run_id for run in select(plan.runs.values(), words)]
+        chosen = [run.run_id for run in filter_runs(plan.runs.values(), words)]
         chosen += [] if selecting(words) else sorted(records.keys() - plan.runs.keys())
         gone = [i for i in chosen if finished or records.get(i) != "ok"]
         for run_id in gone:
@@ -213,6 +215,6 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
                 path(where, run_id).unlink(missing_ok=True)
             shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
         write_plan(folder, replace(plan, runs={i: run for i, run in plan.runs.items() if i not in gone}))
-    print(f"{counted(len(gone), 'run')} forgotten, {counted(len(chosen) - len(gone), 'run')} left of those selected")
-    if finished and (folder / FILE).exists():
-        print(f"{folder / FILE} still has the tuned rates: remove it if they were tuned on other rows")
+    print(f"{count_of(len(gone), 'run')} forgotten, {count_of(len(chosen) - len(gone), 'run')} left of those selected")
+    if finished and (folder / RATES_FILE).exists():
+        print(f"{folder / RATES_FILE} still has the tuned rates: remove it if they were tuned on other rows")

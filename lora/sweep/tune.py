@@ -25,13 +25,13 @@ from lora.records.predictions import dev_predictions, is_constant
 from lora.records.record import RunRecord
 from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.launch import launch_runs
-from lora.sweep.request import LEARNING_RATE, grids_for, own_tasks, read_request, settings_of, sweep_settings, values_of
+from lora.sweep.request import LEARNING_RATE, grids_for, own_tasks, read_request, settings_of, sweep_settings, values_in
 from lora.sweep.sizes import EPOCHS, ROWS, epochs_for
 
 METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
 # (conf/experiment/learning_rate.yaml). This is close enough to find nearly the best, over a range of 25.
-FACTORS = (0.2, 0.5, 1, 2, 5)
+RATE_FACTORS = (0.2, 0.5, 1, 2, 5)
 SEED = "0"  # ours: as in experiment=learning_rate; no table of results reports it
 LEAST_VALUES = 3  # with fewer, every value is at an edge
 
@@ -83,7 +83,7 @@ def main(given: argparse.Namespace) -> None:
 def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
     """The grid of each method and task of a command's overrides: a run of the grid, and the grid's overrides."""
     grids_of_tables = [blocks for name, blocks in grids_for(profile).items() if name != LEARNING_RATE]
-    reported = {seed for blocks in grids_of_tables for seed in values_of("seed", blocks)}
+    reported = {seed for blocks in grids_of_tables for seed in values_in("seed", blocks)}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}
     stated = stated_rates(axes.pop("train.lr")) if "train.lr" in axes else None
     sizes = axes.pop(ROWS, [""])
@@ -107,7 +107,7 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
         first = compose_run([f"profile={profile}", *single])
         if rows and first.data.train_rows and EPOCHS not in own:  # as long as the runs of experiment=rows
             own[EPOCHS] = [str(epochs_for(first.train, first.data.train_rows))]
-        around = [repr(float(f"{first.train.lr * factor:.3g}")) for factor in FACTORS]
+        around = [repr(float(f"{first.train.lr * factor:.3g}")) for factor in RATE_FACTORS]
         grids.append((first, {**own, "train.lr": stated or around}))
     return grids
 
@@ -120,7 +120,7 @@ def stated_rates(texts: Sequence[str]) -> list[str]:
     if len(rates) < LEAST_VALUES or not all(0 < rate < math.inf for rate in rates):
         raise UserError(
             f"train.lr must be at least {LEAST_VALUES} different numbers > 0 in tune, got {', '.join(texts)}; without "
-            f"any, it tries {len(FACTORS)} around the row of conf/hparams"
+            f"any, it tries {len(RATE_FACTORS)} around the row of conf/hparams"
         )
     return [*map(repr, rates)]
 

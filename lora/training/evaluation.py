@@ -86,7 +86,7 @@ def selecting_split(task: Task, selection: str) -> str:
     return selection if selection == "pooled" else f"validation_{selection}"
 
 
-def select(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
+def choose_epochs(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
     """Choose `best`, the first epoch with the best headline metric (the last if it is never defined), and `last`."""
     split = selecting_split(task, selection)
     scores = [{"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]} for entry in epochs]
@@ -101,7 +101,7 @@ def split_half(
     """The headline metric without the gain from choosing an epoch on the rows that score it.
 
     The epoch is chosen on one half of the selecting split and scored on the other, both ways, over `DEV_HALVES` fixed
-    divisions. The value is the mean of these scores. An epoch is chosen as in `select`.
+    divisions. The value is the mean of these scores. An epoch is chosen as in `choose_epochs`.
 
     Args:
         predictions: Epoch -> split -> the predictions of its rows.

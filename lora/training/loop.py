@@ -30,7 +30,7 @@ from lora.records.provenance import code_version
 from lora.records.record import ADAPTER, RunRecord, checkpoint_path
 from lora.training.checkpoints import Checkpointer, made_from
 from lora.training.device import device_name, optimizer_bytes, peak_mib, start_process
-from lora.training.evaluation import evaluate, predict, select, selecting_split, split_half
+from lora.training.evaluation import choose_epochs, evaluate, predict, selecting_split, split_half
 from lora.training.step import MicroBatch, micro_batches, prepare_step
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
@@ -135,7 +135,7 @@ def run(
         mean_loss = torch.stack(state.losses).mean().item()
         losses = {"train_loss": mean_loss, "loss": dev_loss}
         entry = {"epoch": epoch, "step": state.step, **losses, "metrics": values}
-        selected = select([*state.epochs, entry], task, train.selection)
+        selected = choose_epochs([*state.epochs, entry], task, train.selection)
         is_best = selected["best"]["epoch"] == epoch
         if tested and is_best:  # after the choice, which it does not enter
             of_test = {"test": predict(model, tested["test"], *arguments)[0]}
@@ -147,7 +147,7 @@ def run(
             state.adapter = pack(selected)
 
     # The record.
-    selected = select(state.epochs, task, train.selection)
+    selected = choose_epochs(state.epochs, task, train.selection)
     arrays = {epoch: {name: t.numpy() for name, t in tensors.items()} for epoch, tensors in state.predictions.items()}
     selected["split_half"] = {"value": split_half(arrays, splits, task, train.selection)}
     if test is not None:

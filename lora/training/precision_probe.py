@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from lora.training.device import has_bf16
-from lora.training.fused.encoder import DTYPES, Frozen
+from lora.training.fused.encoder import PRECISION_DTYPES, Frozen
 
 ROWS = 16 * 28  # ours: 16 examples of 28 tokens, a batch of the default profile
 REPETITIONS = 21  # about 1.5 s together, for MiniLM
@@ -37,7 +37,7 @@ def measure_gain(width: int, ffn: int) -> float:
     if not has_bf16(gpu=False):
         return 1.0
     torch.set_num_threads(1)
-    actions, ratios = [layer_products(width, ffn, DTYPES[name]) for name in ("fp32", "bf16")], []
+    actions, ratios = [layer_products(width, ffn, PRECISION_DTYPES[name]) for name in ("fp32", "bf16")], []
     for _ in range(1 + REPETITIONS):
         clock = [time.process_time()]  # excludes other processes on the same core
         for action in actions:

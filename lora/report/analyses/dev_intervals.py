@@ -22,7 +22,7 @@ from scipy import special
 from lora.data.metrics import METRICS, compute
 from lora.errors import UserError
 from lora.files import read_object, rounded, write_atomically
-from lora.records.analysis import EXAMPLES, Compared, analysis_json, compared
+from lora.records.analysis import EXAMPLES, Compared, analysis_json, comparison_key
 from lora.records.predictions import dev_predictions, splits_of
 from lora.records.record import RunRecord, load_curves, load_records
 from lora.report.build import Report, build
@@ -35,16 +35,16 @@ from lora.report.stats import LEVEL, Interval, interval_of, seeds_and_rows
 
 
 def comparisons(report: Report) -> dict[Compared, Interval]:
-    """The comparisons of a report (`lora.records.analysis.compared`), each with its interval over seeds."""
+    """The comparisons of a report (`lora.records.analysis.comparison_key`), each with its interval over seeds."""
     found: dict[Compared, Interval] = {}
     for verdict in report.verdicts:
         for one in verdict.findings if verdict.claim.metric else ():
-            found[compared(one.runs, verdict.claim.metric)] = interval_of(one)
+            found[comparison_key(one.runs, verdict.claim.metric)] = interval_of(one)
     for section in sections_of(report.gathered, load_curves(list(report.state.ok.values())), report.analyses):
         for row in section.pairs.itertuples() if section.experiment.is_main else ():
-            found[compared(row.runs, "best")] = interval_of(row)
+            found[comparison_key(row.runs, "best")] = interval_of(row)
         for row in from_base(section.runs, report.analyses).itertuples() if section.experiment.name == LAYERS else ():
-            found[compared(row.runs, "unselected")] = interval_of(row)
+            found[comparison_key(row.runs, "unselected")] = interval_of(row)
     return {(pairs, score): interval for (pairs, score), interval in found.items() if pairs}
 
 
@@ -79,7 +79,7 @@ def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, 
         record = report.state.ok[run_id]
         task, predicted = record.config["task"], dev_predictions(record, report.gathered.folder)["best"]
         metric = report.gathered.tasks[task].metric
-        check(record, metric, predicted, labels[task])
+        check_metric(record, metric, predicted, labels[task])
         return pseudo_values(metric, predicted, labels[task])
 
     def task_of(run_id: str) -> str:
@@ -95,7 +95,7 @@ def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, 
     return entries
 
 
-def check(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndarray) -> None:
+def check_metric(record: RunRecord, metric: str, predicted: np.ndarray, labels: np.ndarray) -> None:
     """Check that these labels give the record's metric. Raises: UserError: If they do not."""
     value = compute((metric,), predicted, labels)[metric] if len(predicted) == len(labels) else math.nan
     recorded = record.selected["best"]["value"]

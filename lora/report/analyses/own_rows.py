@@ -26,11 +26,11 @@ from lora.errors import UserError
 from lora.files import read_object, rounded, write_atomically
 from lora.records.analysis import ERRORS, OWN_ROWS, analysis_json
 from lora.records.predictions import dev_predictions
-from lora.report.analyses.dev_intervals import check, pseudo_values
+from lora.report.analyses.dev_intervals import check_metric, pseudo_values
 from lora.report.experiments import MAIN
 from lora.report.gather import Gathered, gather, run_here
 from lora.report.gather import options as options
-from lora.report.runs import told_apart
+from lora.report.runs import full_labels
 from lora.report.stats import LEVEL
 
 STRENGTHS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regression, 1 / alpha of ridge
@@ -46,7 +46,7 @@ def baselines(task: Task, data: TaskData) -> list[dict[str, Any]]:
     constant = np.bincount(labels).argmax() if task.labels else labels.mean()
     names = ("Most frequent class", "logistic regression") if task.labels else ("Mean of the train scores", "ridge")
     found = ((names[0], np.full(len(true), constant), None), (f"TF-IDF, {names[1]}", predicted, strength))
-    return [{"name": name, "strength": of, **scored(task.metric, values, true)} for name, values, of in found]
+    return [{"name": name, "strength": of, **metric_of(task.metric, values, true)} for name, values, of in found]
 
 
 def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequence[str]) -> tuple[np.ndarray, float]:
@@ -74,7 +74,7 @@ def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequ
     return search.predict(shown), STRENGTHS[search.best_index_]
 
 
-def scored(metric: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+def metric_of(metric: str, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """A metric in percent, 0 if it is undefined, and the ends of its interval for other dev rows."""
     value = 100 * (compute((metric,), predicted, true)[metric] or 0.0)
     spread = pseudo_values(metric, predicted, true).std(ddof=1) / math.sqrt(len(true))
@@ -131,7 +131,7 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
 def analyse(gathered: Gathered) -> int:
     """Write the analysis of each own task whose rows are at hand. Those of other tasks stay. Returns: Their number."""
     runs = gathered.runs[gathered.runs["kind"].eq("own") & gathered.runs["experiment"].isin(MAIN)]
-    runs = runs.assign(label=told_apart(runs, ["model", "protocol"]))
+    runs = runs.assign(label=full_labels(runs, ["model", "protocol"]))
     entries, made_from, path = [], {}, gathered.folder / "analysis" / OWN_ROWS
     for name, of_task in runs.dropna(subset="device").groupby("task", sort=False):
         task = gathered.tasks[name]
@@ -147,7 +147,7 @@ def analyse(gathered: Gathered) -> int:
             record = gathered.state.ok[row.run_id]
             predicted = dev_predictions(record, gathered.folder)["best"]
             if task.metric in METRICS:  # a module of one's own is code, which only runs execute
-                check(record, task.metric, predicted, true)
+                check_metric(record, task.metric, predicted, true)
             predictions.setdefault(row.label, []).append(predicted)
             made_from[row.run_id] = record.scored
         table = error_rows(task, data, predictions).to_csv(index=False, lineterminator="\n")

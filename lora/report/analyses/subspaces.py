@@ -103,13 +103,13 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
         for target in TARGETS:
             middle = modules[target][len(modules[target]) // 2]
             trained, two_seeds = ([saved.a[middle], second.a[middle]] for saved in (small, large))
-            before = [drawn(saved, middle) for saved in (small, second)]
+            before = [initial_a(saved, middle) for saved in (small, second)]
             for kind, when, names, pair in (
                 ("ranks of two seeds", "trained", of_ranks, trained),
                 ("ranks of two seeds", "before training", of_ranks, before),
                 ("seeds", "two seeds", of_seeds, two_seeds),
             ):
-                cases.append({"kind": kind, **about, "target": target, **grid(pair, f"W{target}, {when}", names)})
+                cases.append({"kind": kind, **about, "target": target, **phis(pair, f"W{target}, {when}", names)})
             for rank, saved in ((SMALL, small), (LARGE, large)):
                 layers = [
                     {"layer": i, **amplification(weights[name], saved.update(name), rank, name)}
@@ -118,11 +118,11 @@ def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[d
                 case = {"kind": "amplification", **about, "target": target}
                 cases.append({**case, "rank": rank, "layers": rounded(layers)})
         random = [gaussian(large.a[modules["q"][0]].shape, "figure4", number) for number in (1, 2)]
-        cases.append({"kind": "seeds", **about, "target": None, **grid(random, "random Gaussian", ["one", "other"])})
+        cases.append({"kind": "seeds", **about, "target": None, **phis(random, "random Gaussian", ["one", "other"])})
     return cases, used
 
 
-def grid(pair: Sequence[np.ndarray], label: str, names: Sequence[str]) -> dict[str, Any]:
+def phis(pair: Sequence[np.ndarray], label: str, names: Sequence[str]) -> dict[str, Any]:
     """The similarity of two A's at the i and j that are kept. `names`: of the two."""
     rows, columns = (list(range(1, SMALL + 1)) if len(a) == SMALL else list(AXIS) for a in pair)
     kept = similarity(*pair)[np.ix_([i - 1 for i in rows], [j - 1 for j in columns])]
@@ -146,7 +146,7 @@ def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[st
     return {name: weight_of(encoder.model, name).detach().double().numpy() for name in names}, modules
 
 
-def drawn(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
+def initial_a(saved: Saved, name: str) -> Float[np.ndarray, "rank d_in"]:
     """The initial A of a module, as its run drew it before training."""
     import torch
 

@@ -36,7 +36,7 @@ CYCLES = 1000
 SWAPS = (1, 100, 1000)
 BATCH = 64
 CPU = torch.device("cpu")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SWAP_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Adapters = Mapping[str, tuple[PlannedRun, Adapter]]  # run_id -> run and LoRA, classes before scores
 
 
@@ -61,7 +61,7 @@ def analyse(adapters: Adapters, cycles: int) -> list[dict[str, Any]]:
     """The entries of the analysis, one per dtype."""
     (run, _), *_ = adapters.values()
     cases = []
-    for label, dtype in DTYPES.items():
+    for label, dtype in SWAP_DTYPES.items():
         model = load_encoder(run.config.model, run.task, run.seed).model.to(dtype)
         failures = count_failures(model, [adapter for _, adapter in adapters.values()], cycles)
         about = f"swaps of {len(adapters)} adapters on {run.model}, {label}"
@@ -85,7 +85,7 @@ def subtraction(adapters: Adapters) -> list[dict[str, Any]]:
         return []
     rows = read(task, **run.config.rows).splits[task.validation_splits[0]]
     cases = []
-    for label, dtype in DTYPES.items():
+    for label, dtype in SWAP_DTYPES.items():
         encoder = load_encoder(run.config.model, task, run.seed)
         model, pad = encoder.model.to(dtype).eval(), encoder.tokenizer.pad_token_id
         encoded = dataclasses.replace(encode(rows, task, encoder.tokenizer, data.max_length), labels=None)

@@ -18,7 +18,7 @@ from lora.report import stats
 from lora.report.claims.statements import Bound, Claim, Compare, Side
 from lora.report.labels import setting
 from lora.report.rates import best_rates
-from lora.report.runs import START_TITLES, encoder_title, in_order, slug_label, task_title
+from lora.report.runs import START_TITLES, encoder_title, slug_label, task_title, tasks_of
 
 Unit = Literal["points", "ratio", "failures"]
 GPT3 = "GPT-3 175B"
@@ -86,14 +86,14 @@ class Finding:
         return [run for side in zip(*self.runs, strict=True) for run in side]
 
 
-def tested(p: float, needed: str, **about: Any) -> Finding:
+def judge_interval(p: float, needed: str, **about: Any) -> Finding:
     """A comparison judged by its interval. `needed`: the number of seeds that would decide, as a part of the reason."""
     holds = about["bound"].holds(about["low"], about["high"])
     reason = f"the interval includes the bound{needed}" if holds is None else ""
     return Finding(**about, holds=holds, p_against=p, reason=reason)
 
 
-def exact(label: str, unit: Unit, n: int | None, bound: Bound, value: float, runs: tuple[str, ...]) -> Finding:
+def judge_count(label: str, unit: Unit, n: int | None, bound: Bound, value: float, runs: tuple[str, ...]) -> Finding:
     """A comparison of counts. They have no error, so they keep or break the bound."""
     holds, each = bound.holds(value, value), tuple((run,) for run in runs)
     return Finding(label, unit, n, bound, holds, value, value, value, 0.0 if holds is False else 1.0, runs=each)
@@ -125,14 +125,14 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
             label = f"{MEASURES[claim.measure]}, {(SIDES | served)[one]} / {(SIDES | served)[other]}"
             label += f"{SHAPE}{shape.replace('x', ' x ')} tokens" if shape else ""
             if not kind:
-                found.append(exact(label, "ratio", None, bound, value, source))
+                found.append(judge_count(label, "ratio", None, bound, value, source))
                 continue
             about = {"label": label, "unit": "ratio", "n": len(value), "bound": bound, "runs": (source,)}
             about["mean"] = float(np.median(value))
             if (ends := median_interval(value)) is None:
                 found.append(Finding(**about, reason=f"{len(value)} rounds: an interval of their median needs more"))
             else:
-                found.append(tested(smallest_p(value, bound, sign_p), "", low=ends[0], high=ends[1], **about))
+                found.append(judge_interval(smallest_p(value, bound, sign_p), "", low=ends[0], high=ends[1], **about))
     return found
 
 
@@ -154,74 +154,79 @@ def count_ratios(claim: Claim, frame: pd.DataFrame, tried: pd.DataFrame) -> dict
             form = "g" if claim.count == "rate" else ","
             label = f"{COUNTS[claim.count]}, {names}, {encoder_title(model)}: {one:{form}} / {other:{form}}"
             runs = tuple(dict.fromkeys((of_one, of_other)))
-            one_ratio = exact(label, "ratio", None, compare.bound, one / other, runs)
+            one_ratio = judge_count(label, "ratio", None, compare.bound, one / other, runs)
             if claim.count == "rate":
                 one_ratio = replace(one_ratio, holds=None, reason="the best of a coarse grid of rates has no interval")
             found.setdefault(model, []).append(one_ratio)
     return found
 
 
-def checked(case: Mapping[str, Any]) -> Finding:
+def judge_check(case: Mapping[str, Any]) -> Finding:
     """A case of an exact property: any failure refutes it."""
     bound, runs = Bound(-math.inf, 1, "exactly 0"), tuple(case["runs"])
-    return exact(case["label"], "failures", case["trials"], bound, case["failures"], runs)
+    return judge_count(case["label"], "failures", case["trials"], bound, case["failures"], runs)
 
 
 def on_runs(claim: Claim, runs: pd.DataFrame, scores: Sequence[str]) -> dict[str, dict[str, list[Finding]]]:
     """Score -> encoder -> findings, for each encoder that has both sides of some comparison of the claim."""
-    found: dict[str, dict[str, list[Finding]]] = {score: {} for score in scores}
+    by_score: dict[str, dict[str, list[Finding]]] = {score: {} for score in scores}
     for model in runs["model"].unique():
-        sides = [[select(runs, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
+        sides = [[side_runs(runs, claim, side, model) for side in (c.one, c.other)] for c in claim.compare]
         if any(len(one) and len(other) for one, other in sides):
-            for score, by_model in found.items():
-                pairs = zip(claim.compare, sides, strict=True)
-                by_model[model] = [one for compare, both in pairs for one in differences(claim, compare, both, score)]
-    return found
+            for compare, both in zip(claim.compare, sides, strict=True):
+                for score, findings in compare_sides(claim, compare, both, scores).items():
+                    by_score[score].setdefault(model, []).extend(findings)
+    return by_score
 
 
-def select(runs: pd.DataFrame, claim: Claim, side: Side, model: str) -> pd.DataFrame:
+def side_runs(runs: pd.DataFrame, claim: Claim, side: Side, model: str) -> pd.DataFrame:
     """The runs of an encoder that meet all conditions of a side; none if no cell has the first start that it names."""
     experiments, starts = side.get("experiment", (claim.experiment,)), side.get("start", ())
-    found = runs[runs["experiment"].isin(experiments) & (runs["model"] == model)].drop_duplicates("run_id")
+    chosen = runs["experiment"].isin(experiments) & (runs["model"] == model)
     for key, values in side.items():
-        if "." in key:
-            found = found[setting(found, key).isin(values)]
-        elif key != "experiment":
-            found = found[found[key].isin(values)]
-    if not starts or starts[0] not in set(found["start"]):
-        return found[: 0 if starts else None]
-    place = found["start"].map(starts.index)
-    return found[place == place.groupby(found["task"]).transform("min")]
+        if key != "experiment":
+            chosen &= setting(runs, key).isin(values)
+    runs = runs[chosen].drop_duplicates("run_id")
+    if not starts or starts[0] not in set(runs["start"]):
+        return runs[: 0 if starts else None]
+    place = runs["start"].map(starts.index)
+    return runs[place == place.groupby(runs["task"]).transform("min")]
 
 
-def differences(claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], score: str) -> list[Finding]:
-    """The findings of a comparison: on the average over the common tasks, or on each task that the claim names."""
+def compare_sides(
+    claim: Claim, compare: Compare, sides: Sequence[pd.DataFrame], scores: Sequence[str]
+) -> dict[str, list[Finding]]:
+    """Score -> the findings of a comparison: on the average over the common tasks, or on each task that the claim
+    names."""
     one, other = sides
     named = zip(sides, (compare.one, compare.other), strict=True)
-    names = [described(side) if runs.empty else labels([runs])[0] for runs, side in named]
+    names = [describe_side(side) if runs.empty else side_labels([runs])[0] for runs, side in named]
     lacking = [name for name, runs in zip(names, sides, strict=True) if runs.empty]
-    reason = f"no runs of {' and '.join(lacking)} are planned here" if lacking else several(one) or several(other)
+    reason = f"no runs of {' and '.join(lacking)} are planned here" if lacking else why_mixed(one) or why_mixed(other)
     if reason:
-        return [Finding(" - ".join(names), "points", 0, compare.bound, reason=reason)]
-    tasks = [task for task in in_order(one) if task in set(other["task"])]
+        return {score: [Finding(" - ".join(names), "points", 0, compare.bound, reason=reason)] for score in scores}
+    tasks = [task for task in tasks_of(one) if task in set(other["task"])]
     groups = [[task] for task in claim.tasks]
     if claim.tasks == "average":  # tasks trained on parts of their rows are averaged only if all are
         groups = [[task for task in tasks if task not in set(one.loc[one["kind"] == "part", "task"])] or tasks]
-    if score == "unselected":  # one estimator on both sides
-        trained = pd.concat([one, other]).dropna(subset=["best"])
-        score = "others_epoch" if trained["split_half"].isna().any() else "split_half"
-    pairs, findings = stats.paired_differences(*(side.sort_values("run_id") for side in sides), score), []
+    trained = pd.concat(sides).dropna(subset=["best"])
+    unselected = "others_epoch" if trained["split_half"].isna().any() else "split_half"  # one estimator on both sides
+    ordered = [side.sort_values("run_id") for side in sides]
+    columns = [unselected if score == "unselected" else score for score in scores]
+    pairs = [stats.paired_differences(*ordered, column) for column in columns]
+    by_score: dict[str, list[Finding]] = {score: [] for score in scores}
     for group in groups:
-        there = [side[side["task"].isin(group)] for side in sides]
-        names = labels([side if here.empty else here for here, side in zip(there, sides, strict=True)])
-        found = difference(compare.bound, names, group, pairs, len(claim.compare) * len(groups))
-        if not set(group) <= set(tasks):
-            found = replace(found, reason=f"this profile has no such runs on {task_title(group[0])}")
-        findings.append(found)
-    return findings
+        on_group = [side[side["task"].isin(group)] for side in sides]
+        names = side_labels([side if here.empty else here for here, side in zip(on_group, sides, strict=True)])
+        for findings, of_score in zip(by_score.values(), pairs, strict=True):
+            finding = judge_difference(compare.bound, names, group, of_score, len(claim.compare) * len(groups))
+            if not set(group) <= set(tasks):
+                finding = replace(finding, reason=f"this profile has no such runs on {task_title(group[0])}")
+            findings.append(finding)
+    return by_score
 
 
-def difference(
+def judge_difference(
     bound: Bound, names: Sequence[str], tasks: Sequence[str], pairs: pd.DataFrame, comparisons: int = 1
 ) -> Finding:
     """The finding on one task or average. `comparisons`: how many the claim has."""
@@ -231,26 +236,26 @@ def difference(
     here = pairs[pairs["task"].isin(tasks)]
     here = here[here.groupby("seed")["task"].transform("nunique") == len(tasks)]  # as `by_seed` does
     values = stats.by_seed(here, tasks).to_numpy(float)
-    found = stats.mean_interval(values)
+    interval = stats.mean_interval(values)
     needed = stats.needed_text(stats.seeds_needed(values, bound.edges, comparisons), "decide it")
     if absent := [task_title(task) for task in tasks if task not in set(pairs["task"])]:
         reason = f"no pair of seeds on {', '.join(absent)}"
-    elif not found.n:
+    elif not interval.n:
         reason = "no seed has a pair on every task"
-    elif found.n < stats.ENOUGH_SEEDS:
-        s = "s" if found.n > 1 else ""
+    elif interval.n < stats.ENOUGH_SEEDS:
+        s = "s" if interval.n > 1 else ""
         seeds = f"pair{s} of seeds" if len(tasks) == 1 else f"seed{s} with a pair on every task"
-        reason = f"{found.n} {seeds}, and this project's convention is at least {stats.ENOUGH_SEEDS}{needed}"
+        reason = f"{interval.n} {seeds}, and this project's convention is at least {stats.ENOUGH_SEEDS}{needed}"
     else:
-        reason = "all differences are equal, so there is no interval" if math.isnan(found.low) else ""
+        reason = "all differences are equal, so there is no interval" if math.isnan(interval.low) else ""
     about = {"label": label, "unit": "points", "bound": bound, "sides": tuple(names), "place": place}
-    about |= {"runs": tuple(zip(here["run_id"], here["run_id_other"], strict=True)), **vars(found)}
+    about |= {"runs": tuple(zip(here["run_id"], here["run_id_other"], strict=True)), **vars(interval)}
     if reason:
         return Finding(**about, reason=reason)
-    return tested(p=smallest_p(values, bound, stats.mean_p), needed=needed, **about)
+    return judge_interval(p=smallest_p(values, bound, stats.mean_p), needed=needed, **about)
 
 
-def several(side: pd.DataFrame) -> str:
+def why_mixed(side: pd.DataFrame) -> str:
     """Why runs are not one side of a comparison; ""  if they are."""
     if side.duplicated(["task", "seed"]).any() or side["slug"].nunique() > 1 or side["protocol"].nunique() > 1:
         rows = dict.fromkeys(f"{run.label} ({run.protocol})" for run in side.itertuples())
@@ -258,7 +263,7 @@ def several(side: pd.DataFrame) -> str:
     return ""
 
 
-def labels(sides: Sequence[pd.DataFrame]) -> list[str]:
+def side_labels(sides: Sequence[pd.DataFrame]) -> list[str]:
     """The labels of sides. They name the starts if any side has a cell from MNLI: `from MNLI (RTE)`."""
     names = [side["label"].iloc[0] for side in sides]
     if not any(side["start"].eq("mnli").any() for side in sides):
@@ -266,13 +271,13 @@ def labels(sides: Sequence[pd.DataFrame]) -> list[str]:
     for i, side in enumerate(sides):
         start = f"from {START_TITLES[side['start'].iloc[0]]}"
         if side["start"].nunique() > 1:
-            started = in_order(side[side["start"] == "mnli"])
+            started = tasks_of(side[side["start"] == "mnli"])
             start = f"from {START_TITLES['mnli']} ({', '.join(map(task_title, started))})"
         names[i] = names[i] if names[i].endswith(f", {start}") else f"{names[i]} {start}"
     return names
 
 
-def described(side: Side) -> str:
+def describe_side(side: Side) -> str:
     """The label of a side without cells, from its conditions: `LoRA (qkvoif, r1)`, `Full fine-tuning from MNLI`."""
     named = [slug_label(slug) for slug in side.get("slug", ())]
     named = named or [METHOD_TITLES.get(name, name) for name in side.get("method", ("any method",))]

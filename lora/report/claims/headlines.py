@@ -10,9 +10,9 @@ import yaml
 
 from lora.files import ROOT
 from lora.report.claims.findings import Finding
-from lora.report.claims.shown import FEW, on_places, other_rows_text, ours, short, worst
+from lora.report.claims.shown import FEW, brief, closest, on_places, other_rows_text, worst
 from lora.report.claims.statements import published
-from lora.report.claims.verdicts import WORDS, Verdict
+from lora.report.claims.verdicts import VERDICTS, Verdict
 from lora.report.figures import Figure, figure, series_of
 from lora.report.stats import LEVEL, ON_ROWS
 
@@ -28,7 +28,7 @@ class Headline:
     Args:
         line: Its entry in `FINDINGS`.
         judged: The verdicts on its claim: one per encoder, or one per device.
-        found: What is shown.
+        finding: What is shown.
         last: The same comparison by the last epoch; None for costs.
         gaps: Task of the paper -> the paper's difference.
     """
@@ -36,7 +36,7 @@ class Headline:
     number: int
     line: Mapping[str, Any]
     judged: Sequence[Verdict]
-    found: Finding
+    finding: Finding
     last: Finding | None
     gaps: Mapping[str, float]
 
@@ -48,25 +48,25 @@ class Headline:
     @property
     def verdict(self) -> str:
         """That of this comparison after Holm's correction over its claim, or the claim's."""
-        return WORDS[self.found.holds] if "comparison" in self.line else worst(self.judged).word
+        return VERDICTS[self.finding.holds] if "comparison" in self.line else worst(self.judged).word
 
     @property
     def word(self) -> str:
         """The verdict, and what it is known for."""
         if "comparison" in self.line:
-            return self.verdict + ON_ROWS * (self.found.for_other_rows is False)
-        return on_places(self.judged, [each.qualified for each in self.judged], "CPUs")
+            return self.verdict + ON_ROWS * (self.finding.for_other_rows is False)
+        return on_places(self.judged, [verdict.qualified for verdict in self.judged], "CPUs")
 
     @property
     def cells(self) -> dict[str, str]:
-        count = sum(len(each.findings) for each in self.judged)
+        count = sum(len(verdict.findings) for verdict in self.judged)
         is_one = "comparison" in self.line or len(self.judged) > 1 or count == 1
-        here = short(self.found, 1, self.line.get("form")) + ("" if is_one else f", smallest margin of {count}")
-        where = self.found.place or f"{len(self.judged)} CPUs"
+        here = brief(self.finding, 1, self.line.get("form")) + ("" if is_one else f", smallest margin of {count}")
+        where = self.finding.place or f"{len(self.judged)} CPUs"
         where += f" ({self.line['remark']})" if "remark" in self.line else ""
         start = {"#": str(self.number), "Finding": self.line["says"], "Task": where, "Paper": self.paper}
-        last = "-" if self.last is None else short(self.last, 1)
-        more = {"Last epoch": last, "Other dev rows": other_rows_text(self.found), "Verdict": self.word}
+        last = "-" if self.last is None else brief(self.last, 1)
+        more = {"Last epoch": last, "Other dev rows": other_rows_text(self.finding), "Verdict": self.word}
         return start | {f"Here ({LEVEL:.0%} interval)": here} | more
 
     @property
@@ -84,13 +84,13 @@ class Headline:
 def headlines(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict]]) -> list[Headline]:
     """The rows whose comparison was measured. `others`: the verdicts of the profiles that rows name."""
     rows: list[Headline] = []
-    for line in read_lines():
+    for line in read_findings():
         profile = others.get(line.get("profile"), verdicts)
-        judged = [each for each in profile if each.claim.id == line["claim"] and each.is_measured]
-        places = [(each, place) for each in judged for place in range(len(each.findings))]
+        judged = [verdict for verdict in profile if verdict.claim.id == line["claim"] and verdict.is_measured]
+        places = [(verdict, place) for verdict in judged for place in range(len(verdict.findings))]
         if "comparison" in line:
-            places = [(each, line["comparison"]) for each in judged]
-        if not places or all(each.findings[place].n == 0 for each, place in places):
+            places = [(verdict, line["comparison"]) for verdict in judged]
+        if not places or all(verdict.findings[place].n == 0 for verdict, place in places):
             continue
         verdict, place = min(places, key=lambda one: one[0].findings[one[1]].room)
         last = verdict.others["last"].findings[place] if "last" in verdict.others else None
@@ -99,7 +99,7 @@ def headlines(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict
     return rows
 
 
-def read_lines() -> list[dict[str, Any]]:
+def read_findings() -> list[dict[str, Any]]:
     return yaml.safe_load(FINDINGS.read_text())
 
 
@@ -127,29 +127,29 @@ def findings_block(rows: Sequence[Headline]) -> str:
         word, on, rest = cells["Verdict"].partition(" on ")
         ordered = cells | {"Verdict": f"**{word}**{on}{rest}"}
         lines.append(list(ordered.values()))
-    asides = [row.line["aside"].format(ours(row.judged, row.line.get("form"))) for row in rows if row.is_aside]
+    asides = [row.line["aside"].format(closest(row.judged, row.line.get("form"))) for row in rows if row.is_aside]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", " ".join(asides)])
 
 
 def findings_figure(rows: Sequence[Headline]) -> Figure | None:
     """The findings that are differences in points, and the paper's, on one axis; one that `FINDINGS` keeps out as
     `undrawn`, since its axis would squeeze the rest, stands in the note."""
-    points = [row for row in rows if not row.is_aside and row.found.unit == "points"]
+    points = [row for row in rows if not row.is_aside and row.finding.unit == "points"]
     shown = [row for row in points if not row.line.get("undrawn")]
     series = []
-    for word in WORDS.values():
-        found = [(place, row.found) for place, row in enumerate(shown) if row.verdict == word]
-        if found:
-            series.append(series_of(word, [(place, one.mean, one.low, one.high) for place, one in found]))
+    for word in VERDICTS.values():
+        findings = [(place, row.finding) for place, row in enumerate(shown) if row.verdict == word]
+        if findings:
+            series.append(series_of(word, [(place, one.mean, one.low, one.high) for place, one in findings]))
     printed = [(place, gap) for place, row in enumerate(shown) for gap in row.gaps.values()]
     series += [series_of(PAPER, printed, keys=("x", "y"))] if printed else []
-    names = [f"{row.number}. {row.line['says']} ({row.found.place})" for row in shown]
-    supports = [[end if math.isfinite(end) else None for end in row.found.bound[:2]] for row in shown]
+    names = [f"{row.number}. {row.line['says']} ({row.finding.place})" for row in shown]
+    supports = [[end if math.isfinite(end) else None for end in row.finding.bound[:2]] for row in shown]
     panels = [{"title": "", "names": names, "supports": supports, "series": series}] if names else []
     note = (
         f"Mean paired differences with their {LEVEL:.0%} intervals over seeds; right of 0, the first that a row names "
     )
     note += "scores higher. Shaded: where the whole interval must lie to support the row."
     for row in points:
-        note += f" Row {row.number} is off the scale: {short(row.found, 1)}." if row not in shown else ""
+        note += f" Row {row.number} is off the scale: {brief(row.finding, 1)}." if row not in shown else ""
     return figure("What was found here, and what the paper found", note, "findings", "points", panels)

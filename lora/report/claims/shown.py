@@ -31,84 +31,87 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """One line per comparison, with the reason if it is undecided. The first line of a claim also has its verdict,
     sentence and commit. Where some claim is not judged by the best epoch, a column names the score that was found."""
     lines, level = [], f"{LEVEL:.0%} interval"
-    mixed = any(each.claim.metric == "unselected" for each in verdicts)
+    mixed = any(verdict.claim.metric == "unselected" for verdict in verdicts)
     shown = [score for score in SCORE_TITLES if mixed or score != "best"]
-    for each in verdicts:
-        stated = [word_text(each), each.claim.headline + about_text(each), commit_text(each)]
-        for place, found in enumerate(each.findings):
-            line = {"Verdict": stated[0], "Claim": stated[1], "Compared": found.label}
-            line |= {"Score": SCORE_TITLES.get(each.claim.metric, "-")} if mixed else {}
-            line |= {"Found": value_text(found, found.mean), level: interval_text(found, found.low, found.high)}
-            line["Seeds and rows"] = interval_text(found, found.rows_low, found.rows_high)
-            line["Other rows"] = other_rows_text(found)
+    for verdict in verdicts:
+        stated = [word_text(verdict), verdict.claim.headline + about_text(verdict), commit_text(verdict)]
+        for place, finding in enumerate(verdict.findings):
+            line = {"Verdict": stated[0], "Claim": stated[1], "Compared": finding.label}
+            line |= {"Score": SCORE_TITLES.get(verdict.claim.metric, "-")} if mixed else {}
+            line["Found"] = value_text(finding, finding.mean)
+            line[level] = interval_text(finding, finding.low, finding.high)
+            line["Seeds and rows"] = interval_text(finding, finding.rows_low, finding.rows_high)
+            line["Other rows"] = other_rows_text(finding)
             for score in shown:
-                other = each.others.get(score)
-                line[SCORE_TITLES[score]] = short(other.findings[place]) if other else "-"
-            line |= {"n": "-" if found.n is None else str(found.n), "Bound": found.bound.text}
-            lines.append(line | {"Undecided because": found.reason or "-", "Claim's commit": stated[2]})
+                other = verdict.others.get(score)
+                line[SCORE_TITLES[score]] = brief(other.findings[place]) if other else "-"
+            line |= {"n": "-" if finding.n is None else str(finding.n), "Bound": finding.bound.text}
+            lines.append(line | {"Undecided because": finding.reason or "-", "Claim's commit": stated[2]})
             stated = [""] * 3
     return pd.DataFrame(lines)
 
 
-def about_text(each: Verdict) -> str:
+def about_text(verdict: Verdict) -> str:
     """The encoder, the device or the subject of the check that a claim is judged on, in brackets."""
-    glue = ", not GLUE" if each.not_glue else ""
-    return f" ({ABOUT.get(each.about) or encoder_title(each.about)}{glue})"
+    glue = ", not GLUE" if verdict.not_glue else ""
+    return f" ({ABOUT.get(verdict.about) or encoder_title(verdict.about)}{glue})"
 
 
-def word_text(each: Verdict) -> str:
+def word_text(verdict: Verdict) -> str:
     """The verdict, what is known of other dev rows, and the verdict on the last epoch if it differs; or on the best, if
     that is not what judges."""
-    score = "best" if each.claim.metric == "unselected" else "last"
-    other = each.others.get(score, each)
-    differs = f" ({SCORE_TITLES[score].lower()}: {other.word})" if other.word != each.word else ""
-    return each.qualified + differs
+    score = "best" if verdict.claim.metric == "unselected" else "last"
+    other = verdict.others.get(score, verdict)
+    differs = f" ({SCORE_TITLES[score].lower()}: {other.word})" if other.word != verdict.word else ""
+    return verdict.qualified + differs
 
 
-def commit_text(each: Verdict) -> str:
+def commit_text(verdict: Verdict) -> str:
     """The commit in which the claim last changed, and what was known of its runs."""
-    return f"{each.claim.stated[:SHORT] or '-'}{f', {each.stated_later}' if each.stated_later else ''}"
+    return f"{verdict.claim.stated[:SHORT] or '-'}{f', {verdict.stated_later}' if verdict.stated_later else ''}"
 
 
-def finding_text(found: Finding) -> str:
+def finding_text(finding: Finding) -> str:
     """A comparison as a sentence: `LoRA - Full, RTE: +0.50 (95% interval -0.20 to +1.20, n = 5); bound: above -1`."""
-    interval = interval_text(found, found.low, found.high)
-    parts = [f"{LEVEL:.0%} interval {interval}"] * (interval != "-") + [f"n = {found.n}"] * (found.n is not None)
+    interval = interval_text(finding, finding.low, finding.high)
+    parts = [] if interval == "-" else [f"{LEVEL:.0%} interval {interval}"]
+    if finding.n is not None:
+        parts.append(f"n = {finding.n}")
     about = f" ({', '.join(parts)})" if parts else ""
-    reason = f"; {found.reason}" if found.reason else ""
-    return f"{found.label}: {value_text(found, found.mean)}{about}; bound: {found.bound.text}{reason}"
+    reason = f"; {finding.reason}" if finding.reason else ""
+    return f"{finding.label}: {value_text(finding, finding.mean)}{about}; bound: {finding.bound.text}{reason}"
 
 
-def value_text(found: Finding, value: float, digits: int = 2) -> str:
+def value_text(finding: Finding, value: float, digits: int = 2) -> str:
     """A number. `digits`: decimals of a difference in points; a ratio has two more significant digits than that."""
     if math.isnan(value):
         return "-"
-    if found.unit == "failures":
+    if finding.unit == "failures":
         return f"{value:.0f}"
-    text = f"{value:+.{digits}f}" if found.unit == "points" else f"{value:#.{digits + 2}g}".rstrip(".")
-    return text if found.unit == "ratio" or float(text) else f"{0:+.{digits}f}"  # never -0.00
+    text = f"{value:+.{digits}f}" if finding.unit == "points" else f"{value:#.{digits + 2}g}".rstrip(".")
+    return text if finding.unit == "ratio" or float(text) else f"{0:+.{digits}f}"  # never -0.00
 
 
-def interval_text(found: Finding, low: float, high: float, digits: int = 2) -> str:
+def interval_text(finding: Finding, low: float, high: float, digits: int = 2) -> str:
     """An interval of what was found; `-` without one. `digits`: as in `value_text`."""
     if math.isnan(low) or low == high:
         return "-"
-    return f"{value_text(found, low, digits)} to {value_text(found, high, digits)}"
+    return f"{value_text(finding, low, digits)} to {value_text(finding, high, digits)}"
 
 
-def other_rows_text(found: Finding) -> str:
+def other_rows_text(finding: Finding) -> str:
     """Whether what was found holds for other dev rows; `-` if nothing is decided, or it was not computed."""
-    return {True: "yes", False: "not known", None: "-"}[found.for_other_rows]
+    return {True: "yes", False: "not known", None: "-"}[finding.for_other_rows]
 
 
-def short(found: Finding, digits: int = 2, form: str | None = None) -> str:
+def brief(finding: Finding, digits: int = 2, form: str | None = None) -> str:
     """`-0.89 (-2.33 to +0.55)`, or the value alone without an interval. `form`: one of `FORMS`, for a ratio."""
-    interval = interval_text(found, found.low, found.high, digits)
-    value = value_text(found, found.mean, digits)
+    interval = interval_text(finding, finding.low, finding.high, digits)
+    value = value_text(finding, finding.mean, digits)
     if form is not None:
         show, unit = FORMS[form]
-        ends = sorted((found.low, found.high), reverse=form != "more")  # the others turn the order
-        interval, value = interval if interval == "-" else " to ".join(map(show, ends)), show(found.mean) + unit
+        ends = sorted((finding.low, finding.high), reverse=form != "more")  # the others turn the order
+        interval, value = interval if interval == "-" else " to ".join(map(show, ends)), show(finding.mean) + unit
     return value if interval == "-" else f"{value} ({interval})"
 
 
@@ -124,42 +127,42 @@ def paper_text(claim: Claim) -> str:
 
 def to_json(verdicts: Sequence[Verdict]) -> bytes:
     entries = []
-    for each in verdicts:
-        claim = each.claim
+    for verdict in verdicts:
+        claim = verdict.claim
         about = {key: getattr(claim, key) for key in ("id", "experiment", "sentence", "ours", "source", "margin")}
-        about |= {"about": each.about, "not_glue": each.not_glue, **judged_json(each)}
+        about |= {"about": verdict.about, "not_glue": verdict.not_glue, **judged_json(verdict)}
         for score, key in SCORE_KEYS.items():
             if score != (claim.metric or "best"):
-                about[key] = judged_json(each.others[score]) if score in each.others else None
+                about[key] = judged_json(verdict.others[score]) if score in verdict.others else None
         about |= {"stated": claim.stated[:SHORT] or None}
-        later = None if each.stated_later is None else bool(each.stated_later)
-        entries.append({**about, "stated_later": later, "known": each.stated_later, "paper": claim.paper})
+        later = None if verdict.stated_later is None else bool(verdict.stated_later)
+        entries.append({**about, "stated_later": later, "known": verdict.stated_later, "paper": claim.paper})
     return (json.dumps(rounded(entries), indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def judged_json(each: Verdict) -> dict[str, Any]:
-    findings = [{**vars(found), "bound": found.bound.text, "runs": found.records} for found in each.findings]
-    return {"verdict": each.word, "reason": each.reason, "findings": findings}
+def judged_json(verdict: Verdict) -> dict[str, Any]:
+    findings = [{**vars(finding), "bound": finding.bound.text, "runs": finding.records} for finding in verdict.findings]
+    return {"verdict": verdict.word, "reason": verdict.reason, "findings": findings}
 
 
 FEW = 2  # comparisons that fit in one cell
 
 
-def ours(judged: Sequence[Verdict], form: str | None = None) -> str:
+def closest(judged: Sequence[Verdict], form: str | None = None) -> str:
     """The comparisons that are nearest to their bounds: all if there are few of them, else the worst."""
-    found = [one for each in judged for one in each.findings]
-    if all(one.unit == "failures" for one in found):
-        return f"{sum(one.mean for one in found):.0f} failures in {sum(one.n for one in found):,} trials"
-    of_shapes = groupby(found, key=lambda one: one.label.partition(SHAPE)[0])
+    findings = [one for verdict in judged for one in verdict.findings]
+    if all(one.unit == "failures" for one in findings):
+        return f"{sum(one.mean for one in findings):.0f} failures in {sum(one.n for one in findings):,} trials"
+    of_shapes = groupby(findings, key=lambda one: one.label.partition(SHAPE)[0])
     nearest = [min(same, key=attrgetter("room")) for _, same in of_shapes]
     if len(nearest) <= FEW:
-        return "; ".join(short(one, 1, form) for one in nearest)
-    return f"{short(min(nearest, key=attrgetter('room')), 1, form)}, smallest margin of {len(nearest)}"
+        return "; ".join(brief(one, 1, form) for one in nearest)
+    return f"{brief(min(nearest, key=attrgetter('room')), 1, form)}, smallest margin of {len(nearest)}"
 
 
 def worst(judged: Sequence[Verdict]) -> Verdict:
     """One that is not `supported`, if there is one."""
-    return next((each for each in judged if each.word != "supported"), judged[0])
+    return next((verdict for verdict in judged if verdict.word != "supported"), judged[0])
 
 
 def on_places(judged: Sequence[Verdict], texts: Sequence[str], places: str) -> str:

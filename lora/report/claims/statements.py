@@ -11,11 +11,11 @@ import yaml
 from lora.checks import Problems, SettingsError, build
 from lora.errors import UserError, first_line
 from lora.files import ROOT
-from lora.report.labels import plain
+from lora.report.labels import setting_text
 
 FIRST = "glue_table2"  # the experiment whose claims come first: the subject of the paper
 SELECTORS = ("method", "slug", "task", "start", "protocol")
-KINDS = ("metric", "measure", "count", "check")
+CLAIM_KINDS = ("metric", "measure", "count", "check")
 Side = dict[str, tuple[str, ...]]
 Measure = Literal["trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"]
 
@@ -81,7 +81,7 @@ class Claim:
         stated, stated_at: The commit in which the claim last changed, and its time; empty until it is committed.
         ours: Whether the sentence is this project's, not the paper's.
         metric: For differences of cells, in points: the headline metric of each run's best epoch, or `unselected`, its
-            score without the gain from choosing an epoch (`lora.report.claims.findings.differences`).
+            score without the gain from choosing an epoch (`lora.report.claims.findings.compare_sides`).
         measure: For ratios, a cost in results/efficiency/<device>/summary.json.
         count: For ratios of trainable parameters: GPT-3 175B by closed form, or the encoders of the records. `rate`:
             of the best of the learning rates that were tried.
@@ -108,8 +108,8 @@ class Claim:
 
     def __post_init__(self):
         problems = Problems()
-        given = [key for key in KINDS if getattr(self, key) is not None]
-        problems.check(len(given) == 1, "kind", f"one of {', '.join(KINDS)}", given)
+        given = [key for key in CLAIM_KINDS if getattr(self, key) is not None]
+        problems.check(len(given) == 1, "kind", f"one of {', '.join(CLAIM_KINDS)}", given)
         problems.check(bool(self.compare) != (self.check is not None), "compare", "given unless check is", self.compare)
         for side in (side for compare in self.compare for side in (compare.one, compare.other)):
             keys = {key for key in side if "." not in key} if isinstance(side, dict) else set()
@@ -153,7 +153,7 @@ def texts(value: Any) -> Any:
     """A side of cells with a list of texts per selector; any other value as it is."""
     if not isinstance(value, dict):
         return value
-    return {key: [plain(one) for one in (v if isinstance(v, list) else [v])] for key, v in value.items()}
+    return {key: [setting_text(one) for one in (v if isinstance(v, list) else [v])] for key, v in value.items()}
 
 
 def published(named: dict[str, str], cells: list[dict[str, str]]) -> dict[str, str]:

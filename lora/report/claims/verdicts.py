@@ -34,13 +34,13 @@ import pandas as pd
 from lora.cost.efficiency.summary import read_summaries
 from lora.records.analysis import Analyses
 from lora.records.record import RunRecord
-from lora.report.claims.findings import Finding, checked, count_ratios, on_runs, ratios
+from lora.report.claims.findings import Finding, count_ratios, judge_check, on_runs, ratios
 from lora.report.claims.statements import Claim
 from lora.report.stats import LEVEL, ON_ROWS, holm
 
 SCORES = ("best", "last", "unselected")  # of a run
 LATER = "stated later"
-WORDS = {True: "supported", False: "contradicted", None: "undecided"}
+VERDICTS = {True: "supported", False: "contradicted", None: "undecided"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Verdict:
         """Whether the word is not known to hold for other dev rows: *supported* needs all comparisons, *contradicted*
         one of those that break their bound."""
         if self.word == "supported":
-            return any(found.for_other_rows is False for found in self.findings)
-        broken = [found.for_other_rows for found in self.findings if found.holds is False]
+            return any(finding.for_other_rows is False for finding in self.findings)
+        broken = [finding.for_other_rows for finding in self.findings if finding.holds is False]
         return False in broken and True not in broken
 
     @property
@@ -81,12 +81,12 @@ class Verdict:
     @property
     def is_measured(self) -> bool:
         """Whether it stands on a measured comparison."""
-        return any(found.n != 0 for found in self.findings)
+        return any(finding.n != 0 for finding in self.findings)
 
     @property
     def records(self) -> list[str]:
         """The runs or files that it is based on, each once."""
-        return list(dict.fromkeys(run for found in self.findings for run in found.records))
+        return list(dict.fromkeys(run for finding in self.findings for run in finding.records))
 
 
 def judge(
@@ -113,29 +113,29 @@ def judge(
     verdicts, summaries = [], read_summaries(folder)
     made_at = {run_id: record.started_at for run_id, record in records.items()}
     made_at |= {str(path.relative_to(folder.parent)): one["about"].get("started_at") for path, one in summaries.items()}
-    not_glue = {run for each in (runs, tried) for run in each.loc[each["kind"].isin(("embedded", "own")), "run_id"]}
+    not_glue = {run for table in (runs, tried) for run in table.loc[table["kind"].isin(("embedded", "own")), "run_id"]}
     for claim in claims:
         others: dict[str, dict[str, list[Finding]]] = {}
         if claim.metric is not None:
             others = on_runs(claim, runs, SCORES)
-            found = others.pop(claim.metric)
-            for about, findings in found.items():
+            by_subject = others.pop(claim.metric)
+            for about, findings in by_subject.items():
                 ends = [analyses.over_rows(one.runs, claim.metric) for one in findings]
-                found[about] = [
+                by_subject[about] = [
                     replace(one, rows_low=low, rows_high=high) for one, (low, high) in zip(findings, ends, strict=True)
                 ]
         elif claim.measure is not None:
             measured = {str(path.parent.relative_to(folder)): (path, summary) for path, summary in summaries.items()}
-            found = {device: ratios(claim, *files, folder) for device, files in measured.items()}
+            by_subject = {device: ratios(claim, *files, folder) for device, files in measured.items()}
         elif claim.count is not None:
-            found = count_ratios(claim, frame, tried)
+            by_subject = count_ratios(claim, frame, tried)
         else:
-            found = {claim.check: list(map(checked, analyses.checks.get(claim.check, ())))}
-        for about, findings in found.items():
+            by_subject = {claim.check: list(map(judge_check, analyses.checks.get(claim.check, ())))}
+        for about, findings in by_subject.items():
             if findings:
-                one = verdict(claim, about, findings)
+                one = verdict_on(claim, about, findings)
                 later, glue = stated_later(one, made_at), not_glue.isdisjoint(one.records)
-                by_score = {score: verdict(claim, about, other[about]) for score, other in others.items()}
+                by_score = {score: verdict_on(claim, about, other[about]) for score, other in others.items()}
                 verdicts.append(replace(one, stated_later=later, not_glue=not glue, others=by_score))
     return verdicts
 
@@ -148,29 +148,29 @@ def stated_later(verdict: Verdict, made_at: Mapping[str, str | None]) -> str | N
         return None
     stated = datetime.fromisoformat(verdict.claim.stated_at)
     before = {run for run, at in begun.items() if at < stated}
-    if any(before.issuperset(pair) for found in verdict.findings for pair in found.runs):
+    if any(before.issuperset(pair) for finding in verdict.findings for pair in finding.runs):
         return LATER
     known: dict[str, None] = {}
-    for found in verdict.findings:
-        by_side = zip(found.sides, zip(*found.runs, strict=True), strict=False)  # costs and counts have no sides
+    for finding in verdict.findings:
+        by_side = zip(finding.sides, zip(*finding.runs, strict=True), strict=False)  # costs and counts have no sides
         known |= {side: None for side, runs in by_side if before.intersection(runs)}
     return f"the runs of {' and '.join(known)} were known" if known else ""
 
 
-def verdict(claim: Claim, about: str, findings: Sequence[Finding]) -> Verdict:
+def verdict_on(claim: Claim, about: str, findings: Sequence[Finding]) -> Verdict:
     findings = after_holm(findings)
-    holds = [found.holds for found in findings]
-    word = WORDS[False if False in holds else None if None in holds else True]
-    reasons = dict.fromkeys(found.reason for found in findings if found.holds is None)
+    holds = [finding.holds for finding in findings]
+    word = VERDICTS[False if False in holds else None if None in holds else True]
+    reasons = dict.fromkeys(finding.reason for finding in findings if finding.holds is None)
     reason = "; ".join(reasons) if word == "undecided" else ""
     return Verdict(claim, about, tuple(findings), word, reason)
 
 
 def after_holm(findings: Sequence[Finding]) -> list[Finding]:
     """Apply Holm's correction, since any broken bound refutes a claim. A bound broken only without it is undecided."""
-    corrected = holm([1.0 if math.isnan(found.p_against) else found.p_against for found in findings])
+    corrected = holm([1.0 if math.isnan(finding.p_against) else finding.p_against for finding in findings])
     reason = f"outside the bound, but not after correction for {len(findings)} comparisons"
     return [
-        replace(found, holds=None, reason=reason) if found.holds is False and p > (1 - LEVEL) / 2 else found
-        for found, p in zip(findings, corrected, strict=True)
+        replace(finding, holds=None, reason=reason) if finding.holds is False and p > (1 - LEVEL) / 2 else finding
+        for finding, p in zip(findings, corrected, strict=True)
     ]

@@ -15,7 +15,7 @@ from lora.models.modules import is_head, replace
 from lora.training.fused import functions, kernels
 from lora.training.fused.functions import Masks, Site, arguments, array, dropped, recomputed
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISION_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class FusedEncoder(nn.Module):
@@ -146,7 +146,7 @@ def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
     if reason is not None:
         raise UserError(f"train.kernels=fused does not cover {reason}: use train.kernels=stock")
     assert isinstance(model.base_model.encoder.layer[0].intermediate.intermediate_act_fn, GELUActivation)
-    masks, dtype = Masks(seed), DTYPES[precision]
+    masks, dtype = Masks(seed), PRECISION_DTYPES[precision]
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout and ".layer." not in name:
             replace(model, name, FusedDropout(module.p, name, masks))
