@@ -1,13 +1,9 @@
 import gc
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`
-
 import tiny
 import tiny_glue
 
@@ -18,14 +14,10 @@ from lora.training import processes
 
 gc.set_threshold(50_000)  # as in `lora.__main__`
 
-# The slowest files. A process that started one of them last would keep running after the other had ended.
-LONGEST = ("sweeps", "report", "processes", "cli", "own_task", "benchmarks", "efficiency", "notebooks")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slowest files first. The order within a file and among the others stays."""
-    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    """Put slow tests first: a process that started one last would keep running after the other had ended."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ they run at once. The output of each is shown when it has ended.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,18 +34,26 @@ def without(*programs: str) -> Callable[[], str | None]:
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-OWN = ("tests/test_page.py", "tests/test_slurm.py", "tests/test_ray.py")  # they start a browser or a cluster
-LONG = ("tests/test_clone.py", "tests/test_benchmarks.py", "tests/test_notebooks.py")  # process after process
 # Two processes. A file's tests stay together because they share fixtures; files keep conftest's order.
 IN_TWO = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 # Two clusters, whose tests mostly wait.
 TWO_CLUSTERS = ("-n", "2", "--dist", "worksteal")
+MARKS = ("alone", "browser", 'cluster("slurm")', 'cluster("ray")')
+
+
+def marked(*marks: str) -> list[str]:
+    """The files whose tests have one of these marks, read as text: to collect them all takes 10 seconds a stage."""
+    marked_by = re.compile(rf"^pytestmark = \[?pytest\.mark\.({'|'.join(map(re.escape, marks))})", re.MULTILINE)
+    paths = sorted((ROOT / "tests").glob("*/test_*.py"))
+    return [str(path.relative_to(ROOT)) for path in paths if marked_by.search(path.read_text())]
+
+
 STAGES = (  # the first names no file, so ARGS can narrow it
-    Stage("unit", (*IN_TWO, *(f"--ignore={path}" for path in (*OWN, *LONG)))),
-    Stage("long", LONG),
-    Stage("report", (OWN[0],), without(*BROWSERS)),
-    Stage("slurm", (*TWO_CLUSTERS, OWN[1]), without("sbatch")),
-    Stage("ray", (OWN[2],), lambda: None if find_spec("ray") else "no ray"),
+    Stage("unit", (*IN_TWO, *(f"--ignore={path}" for path in marked(*MARKS)))),
+    Stage("long", (*marked("alone"),)),
+    Stage("report", (*marked("browser"),), without(*BROWSERS)),
+    Stage("slurm", (*TWO_CLUSTERS, *marked('cluster("slurm")')), without("sbatch")),
+    Stage("ray", (*marked('cluster("ray")'),), lambda: None if find_spec("ray") else "no ray"),
 )
 
 

@@ -1,6 +1,6 @@
 """The names of an encoder's linear layers, dropouts and LayerNorms, for each architecture. It does not import torch.
 
-A new architecture needs an entry in `ARCHITECTURES`, and one in `tests/tiny.py`, whose models all tests use.
+A new architecture needs an entry in `ARCHITECTURES`, and one in `tests/helpers/tiny.py`, whose models all tests use.
 """
 
 import functools

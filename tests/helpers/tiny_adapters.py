@@ -1,0 +1,51 @@
+"""Models of tests/helpers/tiny.py with adapters whose tensors are random, as after training."""
+
+import copy
+
+import tiny
+import torch
+
+from lora.adapters.adapter import Adapter, Origin, adapter_of
+from lora.methods import apply
+from lora.methods.configs import LoraConfig, PfeifferConfig
+
+METHODS = tiny.METHODS | {"pfeiffer": PfeifferConfig(bottleneck=6, layer_norms="trained")}
+# Five tasks: their targets, ranks, scales and numbers of labels differ.
+FIVE = {
+    "mnli": (LoraConfig(targets=("q", "v"), rank=4, alpha=8), 3),
+    "rte": (LoraConfig(targets=("q", "v"), rank=4, alpha=16), 2),
+    "stsb": (LoraConfig(targets=("q", "k", "v", "o"), rank=2, alpha=6), 1),
+    "cola": (LoraConfig(targets=("k", "f"), rank=8, alpha=4, scaling="rslora"), 2),
+    "mrpc": (LoraConfig(targets=("v", "o"), rank=3, ranks={"o": 5}, alpha=9, alpha_at_rank=3), 2),
+}
+
+
+def with_method(architecture: str, config, seed: int = 1, outputs: int = 2, **extra) -> torch.nn.Module:
+    """The tiny base of seed 0 with a method applied and every trainable parameter moved by random amounts."""
+    model = tiny.model(architecture, outputs, **extra)
+    model.base_model.load_state_dict(tiny.model(architecture, **extra).base_model.state_dict())
+    names = apply(model, config, seed)
+    source = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in names:
+            parameter = model.get_parameter(name)
+            parameter += 0.3 * torch.randn(parameter.shape, generator=source)
+    return model
+
+
+def five(architecture: str) -> dict[str, Adapter]:
+    return {
+        task: adapter_of(with_method(architecture, config, seed, outputs), origin=Origin(task=task))
+        for seed, (task, (config, outputs)) in enumerate(FIVE.items())
+    }
+
+
+def logits(model, architecture: str, rows: int = 5) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**tiny.inputs(architecture, rows)).logits
+
+
+def assert_same_logits(one, other, architecture: str) -> None:
+    """Compare two models in float64: in float32, the last digits are a property of the CPU."""
+    found, expected = (logits(copy.deepcopy(model).double(), architecture) for model in (one, other))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

@@ -1,0 +1,149 @@
+"""The pages: their generated tables hold for the committed records, and everything that they refer to exists.
+
+The intervals are computed from the frame with SciPy, independently of lora.report.
+"""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lora.cli import COMMANDS
+from lora.config.compose import describe_group
+from lora.files import ROOT
+from lora.records.record import load_frame, load_records
+
+REFERENCE = ROOT / "results" / "reference"
+ROWS = {"Full fine-tuning": "full", "BitFit": "bitfit", "Houlsby adapters (m8)": "houlsby-m8"}
+ROWS |= {"Pfeiffer adapters (m16)": "pfeiffer-m16", "LoRA (qv, r8)": "lora-qv-r8", "LoRA (qkvo, r4)": "lora-qkvo-r4"}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "THIRD_PARTY.md", ROOT / "conf" / "README.md"]
+PAGES += [ROOT / "lora" / "adapters" / "README.md", *sorted((ROOT / "experiments").rglob("*.md"))]
+TASKS = {"SST-2": "sst2", "MRPC": "mrpc", "CoLA": "cola", "RTE": "rte", "STS-B": "stsb"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "table", "most", "tasks"),
+    [
+        ("small", "pairs_part", 0, [*TASKS.values()]),
+        ("long", "pairs", 5, ["mrpc", "cola", "stsb"]),
+        ("base", "pairs", 0, ["cola"]),
+    ],
+)
+def test_every_pair_of_methods_has_scipys_interval_of_its_seeds(profile, table, most, tasks):
+    """Of every row and task of Table 2, and of the average over tasks within each seed.
+
+    Args:
+        most: The highest of the seeds that chose the learning rates.
+    """
+    runs = load_frame(load_records(REFERENCE / profile)[0])
+    runs = runs[(runs["seed"] > most) & (runs["start"] == "pretrained")]
+    runs = runs[runs["epochs"] == runs["epochs"].mode().item()]
+
+    def scores(row: str) -> pd.DataFrame:
+        of_row = runs[(runs["slug"] == ROWS[row]) & runs["task"].isin(tasks)]
+        return 100 * of_row.drop_duplicates(["seed", "task"]).pivot(index="seed", columns="task", values="best")
+
+    shown = pd.read_csv(REFERENCE / profile / "tables" / f"{table}.csv", dtype=str, keep_default_na=False)
+    assert len(shown) >= 1
+    for row in shown.to_dict("records"):
+        change = scores(row["Method"]) - scores(row["Minus"])
+        title = row["Task"].partition(" (")[0]
+        values = (change[tasks].dropna().mean(axis=1) if title == "Avg." else change[TASKS[title]].dropna()).round(9)
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert row["Difference"] == f"{values.mean():+.1f}", row
+        assert row["95% over seeds"] == f"{low:+.1f} to {high:+.1f}", row
+
+
+@pytest.mark.parametrize(("figure", "base"), [("targets", ("qv", 4)), ("ranks", (None, 64))])
+def test_every_difference_of_tables_5_and_6_has_scipys_interval_of_its_seeds(figure, base):
+    """`base`: the set and rank that the others are compared with; None for a row's own set."""
+    records = [r for r in load_records(REFERENCE / "long")[0] if r.config["task"] == "cola" and r.config["seed"] > 5]
+    lora = [r for r in records if r.config["method"]["name"] == "lora" and r.config["train"]["epochs"] == 10]
+    lora = [r for r in lora if r.config["method"]["alpha_at_rank"] is None]
+
+    def scores(letters: str, rank: int) -> pd.Series:
+        of_row = [r for r in lora if f".lora-{letters}-r{rank}." in r.run_id]
+        return pd.Series({r.config["seed"]: 100 * r.selected["best"]["value"] for r in of_row})
+
+    (panel,) = json.loads((REFERENCE / "long" / "figures" / f"{figure}.json").read_text())["panels"]
+    ours = panel["series"][0]
+    assert len(panel["names"]) == len(ours["y"]) >= 6
+    for name, mean, low, high in zip(panel["names"], ours["y"], ours["low"], ours["high"], strict=True):
+        letters, rank = re.sub(r"W|, (?!r)", "", name).split(", r = ")
+        change = (scores(letters, int(rank)) - scores(base[0] or letters, base[1])).dropna()
+        assert len(change) == 5
+        interval = stats.ttest_1samp(change, 0).confidence_interval(0.95)
+        assert [mean, low, high] == pytest.approx([change.mean(), *interval], rel=1e-5)
+
+
+def test_slopes_and_scores_by_parameters_have_scipys_intervals_of_their_seeds():
+    runs = load_frame(load_records(REFERENCE / "long")[0])
+    runs = runs[runs["seed"] > 5].assign(score=100 * runs["best"])
+
+    def figure(name: str) -> list[tuple]:
+        panels = json.loads((REFERENCE / "long" / "figures" / f"{name}.json").read_text())["panels"]
+        return [(panel["title"], series) for panel in panels for series in panel["series"]]
+
+    def ends(values: pd.Series) -> list[float]:
+        return [values.mean(), *stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))]
+
+    slopes = [(title, series) for title, series in figure("start") if series["label"] in ROWS]
+    assert len(slopes) == 4
+    for title, series in slopes:
+        cells = runs[(runs["slug"] == ROWS[series["label"]]) & (runs["task"] == TASKS[title])]
+        cells = cells[cells["epochs"] == cells["epochs"].min()]
+        for i, start in enumerate(("pretrained", "mnli")):
+            shown = [series[key][i] for key in ("y", "low", "high")]
+            assert shown == pytest.approx(ends(cells.loc[cells["start"] == start, "score"]), rel=1e-5)
+    runs = runs[(runs["start"] == "pretrained") & (runs["epochs"] == 10)]
+    methods = figure("parameters")
+    assert len(methods) == 4
+    for _, series in methods:
+        cells = runs[(runs["slug"] == ROWS[series["label"]]) & runs["task"].isin(["mrpc", "cola", "stsb"])]
+        scores = cells.pivot_table(index="seed", columns="task", values="score", aggfunc="first").mean(axis=1)
+        assert [series[key][0] for key in ("y", "low", "high")] == pytest.approx(ends(scores), rel=1e-5)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_points_to_exists(page):
+    text = page.read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    links += re.findall(r'<(?:img|source) [^>]*?(?:src|srcset)="([^"]+)"', text)
+    places = re.findall(r"`((?:lora|conf|experiments|tests|notebooks)/[\w./-]+)`", text)
+    broken = [link for link in links if link and not (page.parent / link).exists()]
+    broken += [place for place in places if not (ROOT / place).exists()]
+    assert not broken
+    anchored = [link.split("#") for link in re.findall(r"\]\(([^)\s]*#[^)\s]+)\)", text) if "://" not in link]
+    targets = [((page.parent / path if path else page).read_text(), anchor) for path, anchor in anchored]
+    assert not [anchor for target, anchor in targets if anchor not in anchors(target)]
+
+
+def anchors(text: str) -> set[str]:
+    """Those that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_commands_targets_and_options_on_the_pages_exist():
+    code = "\n".join("\n".join(re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), re.DOTALL)) for page in PAGES)
+    commands = re.findall(r"-m lora ([a-z]+(?: [a-z]+)?)(?![=a-z])", code)
+    assert len(commands) > 15
+    assert not [words for words in commands if not {words, words.split()[0]} & set(COMMANDS)]
+    targets = set(re.findall(r"(?<!git )\bmake ([a-z][a-z-]+)", code))
+    rules = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(targets) > 8 and targets <= set(rules)
+    for group in ("experiment", "profile", "launcher", "protocol"):
+        named = re.findall(rf"\b{group}=([\w,]+)", code, re.IGNORECASE)  # PROFILE= for make, profile= for python
+        options = {option for options in named for option in options.split(",")}
+        assert options and options - {"NAME", "null"} <= set(describe_group(group))
+
+
+def test_the_page_of_settings_lists_every_option():
+    page = (ROOT / "conf" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", page, re.MULTILINE))
+    for group in ("profile", "experiment", "protocol", "model", "launcher"):
+        assert set(re.findall(r"`(\w+)`", rows[group])) == set(describe_group(group))
+    assert set(re.findall(r"`(\w+)`", rows["method"])) <= set(describe_group("method"))
+    assert set(describe_group("experiment")) <= set(re.findall(r"`(\w+)`", (ROOT / "README.md").read_text()))

@@ -1,0 +1,165 @@
+"""Which layers to adapt, judged by the unselected score. The truth is SciPy's interval over pairs of seeds."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from scipy import stats
+from synthetic import noise, populate, synthetic_record
+
+from lora.config.plan import add_to_plan
+from lora.files import ROOT
+from lora.records.record import load_curves, load_frame, load_records, write_record
+from lora.report.build import build
+from lora.report.claims.shown import to_json, verdict_table, word_text
+from lora.report.claims.statements import read_claims
+from lora.report.runs import slug_label
+from lora.sweep.request import select_runs
+
+MORE = (("mrpc", "MRPC (acc.)"), ("stsb", "STS-B (Pearson)"))
+LEVEL = {"full": 1.0, "houlsby-m8": 2.0, "lora-qv-r8": 0.0, "lora-qkvo-r5": 0.5, "lora-if-r4": 1.5}
+LEVEL |= {"lora-qkvoif-r2": 1.0, "lora-qkvoif-r8": 3.0}
+
+
+def unselected(run) -> float:
+    return 0.7 + LEVEL[run.slug] / 100 + 0.002 * noise(run.run_id)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """One of them is not trained yet."""
+    planned = select_runs("layers", ["experiment=layers"])
+    return [run for run in planned if (run.slug, run.task.name, run.seed) != ("houlsby-m8", "mrpc", 28)]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, runs):
+    """Records whose best epoch says nothing: all are near 90 points, and only the unselected score differs."""
+    results = tmp_path_factory.mktemp("results")
+    for run in runs:
+        record = synthetic_record(run, 0.9 + 0.001 * noise(f"best {run.run_id}"))
+        selected = record.selected | {"split_half": {"value": unselected(run)}}
+        write_record(results / "layers", dataclasses.replace(record, selected=selected))
+    return build("layers", ["experiment=layers"], results)
+
+
+def test_every_claim_is_judged_by_the_unselected_score(report, runs):
+    scores = {(run.slug, run.task.name, run.seed): 100 * unselected(run) for run in runs}
+    verdicts = [each for each in report.verdicts if each.claim.experiment == "layers"]
+    assert {each.claim.id for each in verdicts} == {one.id for one in read_claims() if one.experiment == "layers"}
+    assert len(verdicts) == 14
+    slugs = {run.slug: run.slug for run in runs} | {run.method: run.slug for run in runs if run.method == "full"}
+    for each in verdicts:
+        (found,), (compare,), (task,) = each.findings, each.claim.compare, each.claim.tasks
+        one, other = (slugs[(side.get("slug") or side["method"])[0]] for side in (compare.one, compare.other))
+        seeds = [seed for slug, of, seed in scores if (slug, of) == (one, task)]
+        assert len(seeds) == found.n == (5 if task == "mnli" else 7 if (one, task) == ("houlsby-m8", "mrpc") else 8)
+        differences = [scores[one, task, seed] - scores[other, task, seed] for seed in seeds]
+        low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+        assert (found.mean, found.low, found.high) == pytest.approx((sum(differences) / len(seeds), low, high))
+        assert set(each.others) == {"best", "last"} and abs(each.others["best"].findings[0].mean) < 0.2
+
+
+def test_the_rates_tried_for_layers_are_not_in_the_claim_about_loras_rate(tmp_path):
+    """They have a rate of the head, and full fine-tuning's have not."""
+    runs = populate(tmp_path / "layers", "layers", ["experiment=learning_rate"])
+    assert {run.slug for run in runs} >= {"full", "lora-qv-r8"}
+    report = build("layers", ["experiment=learning_rate"], tmp_path)
+    assert "lora_takes_ten_times_the_rate" not in {each.claim.id for each in report.verdicts}
+
+
+def test_the_paper_s_cells_are_those_of_table_2():
+    cells = (ROOT / "experiments" / "layers" / "paper.csv").read_text().splitlines()
+    assert len(cells) == 10 and set(cells) < set((ROOT / "experiments/glue_table2/paper.csv").read_text().splitlines())
+
+
+def test_the_table_and_the_figure_have_scipys_interval_of_each_arm_minus_q_v(report, runs):
+    (table,) = [table for table in report.tables if table.name == "layers"]
+    scores = {(run.slug, run.task.name, run.seed): 100 * unselected(run) for run in runs}
+    cells = table.cells.set_index(["Task", "Method"])["Unselected, minus q, v"]
+    (panel,) = report.figures["layers"]["panels"]
+    labels = {slug_label(run.slug): run.slug for run in runs}
+    assert set(panel["names"]) == {*labels} - {"LoRA (qv, r8)"} and len(panel["names"]) == 6
+    for series, (task, title) in zip(panel["series"], (("mnli", "MNLI (acc.)"), *MORE), strict=True):
+        assert series["label"] == f"{title}, over seeds"
+        for place, mean, low in zip(series["x"], series["y"], series["low"], strict=True):
+            label = panel["names"][round(place)]
+            seeds = [seed for slug, of, seed in scores if (slug, of) == (labels[label], task)]
+            gaps = [scores[labels[label], task, seed] - scores["lora-qv-r8", task, seed] for seed in seeds]
+            expected = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+            assert (mean, low) == pytest.approx((sum(gaps) / len(gaps), expected.low), rel=1e-4)
+            text = f"{sum(gaps) / len(gaps):+.1f} ({expected.low:+.1f} to {expected.high:+.1f})"
+            assert cells[title, label] == text
+
+
+@pytest.mark.parametrize(
+    ("lead", "gain", "start"),
+    [(2.0, 0.0, "The head's rate does not"), (0.0, 1.0, "The head's rate explains"), (0.0, 0.0, "Whether the head's")],
+)
+def test_the_rule_about_the_heads_rate(tmp_path, lead, gain, start):
+    """`lead`: of Houlsby adapters at LoRA's rate of the head; `gain`: of LoRA from theirs."""
+    added = {("houlsby", 5e-4): lead, ("houlsby", 2e-3): 2.0, ("lora", 2e-3): gain}
+    for run in select_runs("layers", ["experiment=head_rate"]):
+        points = added.get((run.method, run.config.train.head_lr), 0.0)
+        record = synthetic_record(run, 0.9)
+        value = {"value": 0.7 + points / 100 + 0.001 * noise(run.run_id)}
+        write_record(tmp_path / "layers", dataclasses.replace(record, selected=record.selected | {"split_half": value}))
+    report = build("layers", ["experiment=head_rate"], tmp_path)
+    (table,) = [table for table in report.tables if table.name == "head_rate"]
+    assert table.notes[0].startswith(start) and len(table.cells) == 6
+
+
+def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp_path):
+    add_to_plan(tmp_path / "layers", select_runs("layers", ["experiment=layers,learning_rate", "task=mrpc,stsb"]))
+    for run in select_runs("layers", ["experiment=learning_rate", "task=mrpc,stsb"]):
+        best = {"mrpc": 1e-3, "stsb": 5e-4}[run.task.name] if run.method == "lora" else 1e-4
+        value = {"value": 0.7 - abs(math.log10(run.config.train.lr / best)) / 10}
+        record = synthetic_record(run, 0.9 - value["value"] / 10)  # the best epoch would choose another
+        write_record(tmp_path / "layers", dataclasses.replace(record, selected=record.selected | {"split_half": value}))
+    report = build("layers", [], tmp_path)
+    (table,) = [table for table in report.tables if table.name == "learning_rate"]
+    cells = table.cells[table.cells["Taken"] != ""].set_index("Method")[["Learning rate", "Taken"]]
+    assert cells.loc["LoRA (if, r4), MRPC"].tolist() == ["0.001", "yes (edge)"]
+    assert cells.loc["LoRA (if, r4), STS-B"].tolist() == ["0.0005", "yes"]
+    assert cells.loc["Full fine-tuning, MRPC"].tolist() == ["0.0001", "yes (edge)"]
+
+
+def test_where_the_best_epoch_says_otherwise_both_words_are_shown(report):
+    by_id = {each.claim.id: each for each in report.verdicts}
+    assert word_text(by_id["all_layers_above_qv_on_mrpc"]).startswith("supported (best epoch: ")
+    assert word_text(by_id["qv_not_below_full_on_stsb"]) != by_id["qv_not_below_full_on_stsb"].word
+    table = verdict_table([by_id["all_layers_above_qv_on_mrpc"]])
+    assert list(table["Score"]) == ["Unselected"] and {"Best epoch", "Last epoch"} <= set(table)
+    assert table["Unselected"].eq("-").all()  # it is what was found
+    (kept,) = json.loads(to_json([by_id["all_layers_above_qv_on_mrpc"]]))
+    assert kept["verdict"] == "supported" and kept["on_best"]["verdict"] != "supported" and "unselected" not in kept
+
+
+def test_records_of_every_schema_are_read_and_only_the_newest_has_a_dev_loss(tmp_path, runs):
+    small, decide = (load_records(ROOT / "results" / "reference" / name)[0] for name in ("small", "decide"))
+    assert {record.schema for record in small} == {1} and {record.schema for record in decide} == {2}
+    assert load_frame([*small[:3], *decide[:3]])[["last_loss", "lowest_loss"]].isna().all(axis=None)
+    record = synthetic_record(runs[0], 0.9)
+    losses = [0.9, 0.4, 0.5, 0.6]
+    epochs = [one | {"loss": {record.selected["split"]: loss}} for one, loss in zip(record.epochs, losses, strict=True)]
+    write_record(tmp_path, dataclasses.replace(record, epochs=epochs))
+    (read,), _ = load_records(tmp_path)
+    (row,) = load_frame([read]).itertuples()
+    assert (read.schema, row.last_loss, row.lowest_loss) == (3, 0.6, 0.4)
+    assert load_curves([read])["loss"].tolist() == losses
+
+
+def test_the_arms_share_what_the_plan_says(runs):
+    """Equal parameters where it says so, one rate of LoRA's head, one alpha, and seeds that no earlier run has."""
+    parameters = {"lora-qv-r8": 4 * 8, "lora-qkvo-r5": 8 * 5, "lora-if-r4": 10 * 4, "lora-qkvoif-r2": 18 * 2}
+    printed = {slug: 6 * 384 * width for slug, width in parameters.items()}
+    plan = (ROOT / "experiments" / "plans" / "layers.md").read_text()
+    assert {f"{count:,}" for count in printed.values()} <= set(re.findall(r"\| ([\d,]+) \|", plan))
+    lora = [run for run in runs if run.method == "lora"]
+    assert {(run.config.method.alpha, run.config.train.head_lr) for run in lora} == {(16.0, 5e-4)}
+    assert {run.config.train.head_lr for run in runs if run.method != "lora"} == {None}
+    planned = {run.seed for run in select_runs("layers", [])} - {0, 5}
+    for folder in ("base", "decide", "long", "mini", "small"):
+        assert planned.isdisjoint(load_frame(load_records(ROOT / "results" / "reference" / folder)[0])["seed"])
