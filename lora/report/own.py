@@ -8,7 +8,7 @@ import pandas as pd
 
 from lora.data.tasks import Task
 from lora.report.figures import Figure, figure
-from lora.report.runs import full_labels, task_labels
+from lora.report.runs import row_names, task_labels
 from lora.report.tables import trainable
 from lora.table import Cell, Value, number
 
@@ -30,7 +30,7 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
 
 def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per task, method and device: medians over the runs, as their records have them."""
-    lines, runs = [], runs.assign(label=full_labels(runs, ["model", "protocol"]))
+    lines, runs = [], runs.assign(label=row_names(runs, ["model", "protocol"]))
     keys, named = ["task", "label", "device"], runs["task"].nunique() > 1
     for (task, label, device), of_method in runs.dropna(subset="device").groupby(keys, sort=False):
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()

@@ -24,7 +24,7 @@ from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.launch import launch_runs
 from lora.sweep.request import LEARNING_RATE, grids_for, own_tasks, read_request, settings_of, sweep_settings, values_in
 
-METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
+TUNED_METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
 # (conf/experiment/learning_rate.yaml). This is close enough to find nearly the best, over a range of 25.
 RATE_FACTORS = (0.2, 0.5, 1, 2, 5)
@@ -93,7 +93,7 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
         )
     grids = []
     for task in given["task"]:
-        for method in given.get("method", METHODS):
+        for method in given.get("method", TUNED_METHODS):
             own = {**axes, "method": [method], "task": [task]} | ({"train.lr": stated} if stated else {})
             single = [f"{key}={values[0]}" for key, values in own.items()]
             first = compose_run([f"profile={profile}", *single])
