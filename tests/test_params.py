@@ -2,8 +2,9 @@
 
 import pytest
 
-from lora.cost.parameters import SIZES, count, off_printed, read_published
+from lora.cost.parameters import count, off_printed, read_published
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig, PfeifferConfig
+from lora.models.sizes import ENCODER_SIZES
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,10 @@ def test_closed_forms(model, config, expected):
     assert count(model, config)[0] == expected
 
 
-@pytest.mark.parametrize("model", SIZES)
+@pytest.mark.parametrize("model", ENCODER_SIZES)
 def test_the_target_sets_of_table_5_are_of_one_size(counts, model):
     """All linear layers at rank 1 are an eighth above it."""
     rows = {row.config.targets: n for row, n, _ in counts if (row.table, row.model) == ("5", model)}
-    budget = 16 * SIZES[model]["hidden_size"] * SIZES[model]["num_hidden_layers"]
+    budget = 16 * ENCODER_SIZES[model]["hidden_size"] * ENCODER_SIZES[model]["num_hidden_layers"]
     assert len(rows) == 7 and set(rows.values()) == {budget}
     assert count(model, LoraConfig(targets=tuple("qkvoif"), rank=1))[0] == 1.125 * budget
