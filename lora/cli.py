@@ -185,14 +185,14 @@ def summary(run: "PlannedRun", record: "RunRecord", was_done: bool) -> str:
     """The outcome of a single run, and the paths of its files."""
     from lora.records.predictions import dev_predictions, is_constant
     from lora.records.record import adapter_path, record_path
-    from lora.sweep.progress import duration, percent_text
+    from lora.sweep.progress import as_percent, duration
     from lora.sweep.worker import has_adapter
 
     results, outputs = run.config.runtime.results, run.config.runtime.outputs
     began = f"already done: trained on {record.started_at[:10]}" if was_done else "trained"
     outcome, adapter = f"failed, {record.error} (runtime.retry_failed=true trains it again)", "-"
     if record.status == "ok":
-        best, last = (percent_text(record.selected[rule]["value"]) for rule in ("best", "last"))
+        best, last = (as_percent(record.selected[rule]["value"]) for rule in ("best", "last"))
         epoch, adapter = record.selected["best"]["epoch"], "- (runtime.save_adapter=true saves it)"
         outcome = f"ok, {record.selected['metric']} best {best} (epoch {epoch}), last {last}"
         with suppress(UserError):  # without the file of predictions, nothing is known

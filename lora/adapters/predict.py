@@ -89,7 +89,8 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
     trained, here = adapter.origin.tokenizer, encoder.tokenizer_files
     if trained is not None and trained != here and trained.partition(":")[0] == here.partition(":")[0]:
         raise UserError(f"the adapter was trained with other tokenizer files ({trained[:20]}, here {here[:20]})")
-    model, plain = encoder.model, dataclasses.replace(adapter, origin=Origin())  # `answers` scales, in float64
+    model = encoder.model
+    plain = dataclasses.replace(adapter, origin=Origin())  # `output_columns` scales, in float64
     (swap if isinstance(adapter.method, LoraConfig) else load_adapter)(model, plain)
     body = f"{model.base_model_prefix}."  # a pooler inside the body is pretrained
     if lacking := [n for n in head_parameters(model) if not n.startswith(body) and n not in adapter.head]:
@@ -123,7 +124,7 @@ def logits_of(model: nn.Module, rows: Encoded, pad_token_id: int, batch: int, de
     return logits
 
 
-def answers(logits: np.ndarray, task: Task, origin: Origin) -> dict[str, list[str]]:
+def output_columns(logits: np.ndarray, task: Task, origin: Origin) -> dict[str, list[str]]:
     """Output columns: `prediction`, a label or a score, and the probability of each label as `p_LABEL`."""
     if not task.labels:
         digits = 6 + math.ceil(math.log10(max(1.0, abs(origin.shift / origin.factor))))  # 6 that differ in the range
@@ -208,7 +209,7 @@ def main(given: argparse.Namespace) -> None:
     files = {}
     for path, of_path in rows.items():
         logits = predict(encoder, of_path, task, adapter.origin.max_length, given.batch, device)
-        new = answers(logits, task, adapter.origin)
+        new = output_columns(logits, task, adapter.origin)
         files[path] = as_submission(logits, task) if given.glue_submission else as_table(table, new, places, path)
     for path, content in files.items():
         write_atomically(path, content)

@@ -26,7 +26,7 @@ from lora.records.provenance import BF16_FLAGS, cpu_flags
 FUSED_ARCHITECTURES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
 BF16_CAPABILITY = 8  # lowest major compute capability of a GPU that multiplies in bfloat16 (Ampere)
 FUSED_POSITIONS = 1024  # as in `lora.training.fused.kernels`, which planning does not load
-MINILM = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
+MINILM_SIZES = (384, 1536)  # sizes assumed if an encoder's files are absent: its run is refused with a separate message
 LEAST_GAIN = 1.15  # ours: a smaller gain is not worth bf16's rounding
 # how a precision that no plan has is found: measured and kept in the plan, measured, or taken to be fp32
 Measure = Literal["kept", "measured", "assumed"]
@@ -144,7 +144,7 @@ def encoder_sizes(model: ModelConfig) -> tuple[int, int]:
     settings = read_settings(model)
     width = settings.get("hidden_size", settings.get("dim"))  # the alternatives are DistilBERT's names
     sizes = (width, settings.get("intermediate_size", settings.get("hidden_dim")))
-    return sizes if all(isinstance(size, int) and size > 0 for size in sizes) else MINILM
+    return sizes if all(isinstance(size, int) and size > 0 for size in sizes) else MINILM_SIZES
 
 
 def not_covered(model: ModelConfig | Mapping[str, Any]) -> str | None:

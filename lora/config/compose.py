@@ -35,7 +35,7 @@ SOURCES = ("task", "rates", "runtime.results", "data.source", "data", "train", "
 LOCAL = ("model", ("local",), "model=local")
 OPTIONS = ("method", "model", "protocol")
 TOP = ("task", "seed", "start", "start_seed", "start_run")
-DEFAULT = "default"  # the row of tasks without their own
+DEFAULT_ROW = "default"  # the row of tasks without their own
 SECTIONS = (*TOP, "model", "method", "data", "train", "runtime", "launcher")
 
 
@@ -311,11 +311,11 @@ def _sections(sources: tuple[str, ...], task: str | None, is_own: bool) -> tuple
             f"profile {profile.name} needs a task of your own: task=my_task.yaml (TASK=my_task.yaml with make); "
             f'conf/README.md says what the file holds, under "A task of your own"'
         )
-    row = "conf" if name in config.hparams else DEFAULT
+    row = "conf" if name in config.hparams else DEFAULT_ROW
     with open_dict(config):
         config.task = name
-        if row == DEFAULT and DEFAULT in config.hparams:
-            config.hparams[name] = config.hparams[DEFAULT]
+        if row == DEFAULT_ROW and DEFAULT_ROW in config.hparams:
+            config.hparams[name] = config.hparams[DEFAULT_ROW]
         if is_own and config.data.source == profile.source:  # else it was set, and is checked
             config.data.source, config.data.revision = "own", None
     sections = {"protocol": config.protocol.name, "rates": config.rates}

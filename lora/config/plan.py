@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from lora.checks import SettingsError, build
 from lora.config.rates import TUNING
 from lora.config.run import PlannedRun, RunConfig, RuntimeConfig, run_config
@@ -168,6 +170,14 @@ def planned(
 def experiments() -> frozenset[str]:
     """Every name that a run's experiments may have."""
     return frozenset(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")) | {ADHOC, TUNING}
+
+
+def read_profile(profile: str) -> dict[str, Any]:
+    """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
+    files = {path.stem: path for path in sorted((ROOT / "conf" / "profile").glob("*.yaml"))}
+    if profile not in files:
+        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(files)}")
+    return yaml.safe_load(files[profile].read_bytes())
 
 
 def adopted(folder: Path) -> Plan:

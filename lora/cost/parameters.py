@@ -107,7 +107,7 @@ def table(rows: Sequence[Published]) -> str:
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True, colalign=aligned)
 
 
-NOTES = f"""
+FOOTNOTE = f"""
 Without head: what the method trains in the encoder, as the paper counts (its authors, microsoft/LoRA issue 16).
 With head: and the classification head, here with {OUTPUTS} outputs, which trains too.
 Published: as the paper prints it and, in parentheses, by its formulas for |Theta| (section 5.1).
@@ -130,4 +130,4 @@ def main(chosen: argparse.Namespace) -> None:
         return
     if chosen.overrides:
         raise UserError(f"{' '.join(chosen.overrides)} is of a run: only --memory takes one")
-    print(table([row for row in read_published() if chosen.model in (None, row.model)]) + "\n" + NOTES)
+    print(table([row for row in read_published() if chosen.model in (None, row.model)]) + "\n" + FOOTNOTE)

@@ -17,7 +17,7 @@ from lora.records.record import RunRecord
 Compared = tuple[frozenset[tuple[str, ...]], str]  # pairs of run_ids, and the score: a column of `lora.report.runs`
 EXAMPLES, SUBSPACES, SWAP, SUBTRACTION = "examples.json", "subspaces.json", "swap.json", "subtraction.json"
 OWN_ROWS, ERRORS = "rows.json", "{task}.errors.csv"
-FILES = {  # file -> the attribute of records whose hashes it was made from, and the command that makes it
+ANALYSIS_FILES = {  # file -> the attribute of records whose hashes it was made from, and the command that makes it
     EXAMPLES: ("scored", "analyse intervals"),
     SUBSPACES: ("adapter", "analyse subspaces"),
     SWAP: ("adapter", "analyse swaps"),
@@ -69,7 +69,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     """
     problems: list[str] = []
     found: dict[str, Any] = {}
-    for file, (of_record, command) in FILES.items():
+    for file, (of_record, command) in ANALYSIS_FILES.items():
         if not (folder / file).exists():
             continue
         content = read_object(folder / file)
@@ -94,7 +94,7 @@ def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -
     """The content of an analysis file.
 
     Args:
-        made_from: run_id -> the hashes that its record names (`FILES`).
+        made_from: run_id -> the hashes that its record names (`ANALYSIS_FILES`).
     """
     content = {"made_from": dict(sorted(made_from.items())), "entries": entries}
     return (json.dumps(content, allow_nan=False, separators=(",", ":")).replace("},{", "},\n{") + "\n").encode()

@@ -5,9 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from lora.files import ROOT
 from lora.methods.configs import TARGET_TITLES
-from lora.report.experiments import EXPERIMENTS
+from lora.report.experiments import EXPERIMENTS, FOLDERS
 from lora.report.figures import figure
 from lora.report.notes import encoder_notes, note
 from lora.report.runs import task_title
@@ -61,7 +60,7 @@ def table7(name: str, cases: Sequence[Mapping[str, Any]]) -> Table | None:
         figures |= {key: drawn} if drawn is not None else {}
     title = f"{EXPERIMENTS['subspaces'].title} ({name})"
     notes = (note("table7"), *encoder_notes(case["model"] for case in cases))
-    cells = pd.concat([pd.DataFrame(lines), pd.read_csv(ROOT / "experiments" / "subspaces" / "paper.csv", dtype=str)])
+    cells = pd.concat([pd.DataFrame(lines), pd.read_csv(FOLDERS / "subspaces" / "paper.csv", dtype=str)])
     return Table("table7", title, cells, 2, notes, figures=figures) if lines else None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora.cost.efficiency.summary import read_summaries
-from lora.files import REFERENCE, ROOT
+from lora.files import REFERENCE
 from lora.records.analysis import Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.adapter_tables import subtraction_table, table7
@@ -17,7 +17,7 @@ from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
 from lora.report.comparisons import answers, reference_table, repeated_table
-from lora.report.experiments import LAYERS, ROWS
+from lora.report.experiments import FOLDERS, LAYERS, ROWS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
@@ -26,7 +26,7 @@ from lora.report.runs import with_others_epoch
 from lora.report.train_rows import sentences
 from lora.table import Table
 
-TABLE_1 = ROOT / "experiments" / "efficiency" / "paper.csv"
+TABLE_1 = FOLDERS / "efficiency" / "paper.csv"
 FOUND = "reference/long"  # whose findings are the README's
 MISSING_SHOWN = 20
 

@@ -10,11 +10,10 @@ import pandas as pd
 from lora.data.facts import facts_text
 from lora.data.metrics import METRICS
 from lora.errors import UserError
-from lora.files import ROOT
 from lora.records.analysis import ERRORS, Analyses
 from lora.report import own
 from lora.report.comparisons import change_table, method_pairs, minus, pairs_table, successors_table
-from lora.report.experiments import ADHOC, EXPERIMENTS, LAYERS, OWN, OWN_TASK, ROWS, Experiment
+from lora.report.experiments import ADHOC, EXPERIMENTS, FOLDERS, LAYERS, OWN, OWN_TASK, ROWS, Experiment
 from lora.report.figures import Figure, by_parameters, forest, learning_curves, minus_base, minus_lora, slopes
 from lora.report.gather import Gathered
 from lora.report.labels import EPOCHS
@@ -26,11 +25,10 @@ from lora.report.tables import table2, table5, table6, with_paper
 from lora.report.train_rows import sizes_figure, sizes_table, summary_of, with_sizes
 from lora.table import Table
 
-PAPER = ROOT / "experiments"  # its folders hold the paper's cells
-PRINTED_ROWS = PAPER / "glue_table2" / "rows.csv"
+PAPER_ROWS = FOLDERS / "glue_table2" / "rows.csv"
 # text columns, which come first
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen", "Head's rate", "Class")
-SUFFIXES = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
+ENDINGS = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Section:
     @cached_property
     def paper(self) -> pd.DataFrame | None:
         """The published cells; None for tasks outside GLUE."""
-        path = PAPER / ("glue_table2" if self.experiment.is_main else self.experiment.name) / "paper.csv"
+        path = FOLDERS / ("glue_table2" if self.experiment.is_main else self.experiment.name) / "paper.csv"
         return pd.read_csv(path) if self.kind in ("whole", "part") and path.exists() else None
 
     @cached_property
@@ -83,20 +81,11 @@ class Section:
     ) -> Table:
         """A table; the experiment's own by default."""
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
-        suffix, banner = SUFFIXES[self.kind], tuning_banner(self.runs) if self.kind == "own" else BANNERS[self.kind]
-        drawn = {f"{key}{suffix}": figure for key, figure in figures.items() if figure is not None}
-        return Table(
-            f"{file or self.experiment.tables[0]}{suffix}",
-            f"{title or self.experiment.title} ({self.gathered.name})",
-            cells,
-            words,
-            tuple(notes),
-            banner,
-            self.above,
-            drawn,
-            experiment=self.experiment.name,
-            units=task_units(self.runs),
-        )
+        ending, banner = ENDINGS[self.kind], tuning_banner(self.runs) if self.kind == "own" else BANNERS[self.kind]
+        file, title = file or self.experiment.tables[0], f"{title or self.experiment.title} ({self.gathered.name})"
+        drawn = {f"{key}{ending}": figure for key, figure in figures.items() if figure is not None}
+        table = Table(f"{file}{ending}", title, cells, words, tuple(notes), banner, self.above, drawn)
+        return replace(table, experiment=self.experiment.name, units=task_units(self.runs))
 
 
 def methods(section: Section) -> list[Table]:
@@ -106,9 +95,9 @@ def methods(section: Section) -> list[Table]:
     cells = own.with_baselines(table2(summary), summary, section.own_rows) if is_own else table2(summary)
     made = [section.table(cells, section.notes, **figures)]
     if section.paper is not None:
-        printed = with_paper(summary, section.paper, pd.read_csv(PRINTED_ROWS))
-        notes = [note("stands_for"), note("averages")]
+        printed = with_paper(summary, section.paper, pd.read_csv(PAPER_ROWS))
         if len(printed) > len(cells):
+            notes = [note("stands_for"), note("averages")]
             made.append(section.table(printed, notes, "table2_paper", "Table 2 with the paper's rows"))
     if len(pairs):
         of_rows = is_own and section.runs["metric"].isin(METRICS).any()
@@ -190,11 +179,8 @@ def head_rates(section: Section) -> list[Table]:
 
 def starts(section: Section) -> list[Table]:
     cells = change_table(section.runs, "start", START_TITLES)
-    figures = {
-        "start": slopes(section.runs, section.paper),
-        "start_curves": learning_curves(section.runs, section.curves, " by start"),
-    }
-    return [section.table(cells, [*section.notes, note("change")], **figures)]
+    start, curves = slopes(section.runs, section.paper), learning_curves(section.runs, section.curves, " by start")
+    return [section.table(cells, [*section.notes, note("change")], start=start, start_curves=curves)]
 
 
 def lengths(section: Section) -> list[Table]:

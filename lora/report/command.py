@@ -19,7 +19,7 @@ from lora.report.build import FOUND, Report, build
 from lora.report.claims.headlines import findings_block
 from lora.report.claims.shown import to_json, verdict_table
 from lora.report.experiments import EXPERIMENTS, MAIN, Experiment
-from lora.report.export import log_report, write_csv, write_latex
+from lora.report.export import csv_files, latex_files, log_report
 from lora.report.figures import Figure, forms
 from lora.report.gather import options as profile_options
 from lora.report.page import page
@@ -157,11 +157,12 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.brief:
         report = build(arguments.profile, words) if selects else report
         show(report, plain=arguments.plain)
-    for wanted, export in ((arguments.latex, write_latex), (arguments.csv, write_csv)):
+    for wanted, export in ((arguments.latex, latex_files), (arguments.csv, csv_files)):
         given = place(words, "runtime.results")  # a folder of its own, which keeps its exports
         below = gathered.folder / "export" if given else gathered.results / "export" / gathered.name
-        for path in export(report, below) if wanted else ():
-            print(f"written: {path}")
+        for file, text in export(report).items() if wanted else ():
+            write_atomically(below / file, text.encode())
+            print(f"written: {below / file}")
     print(f"page: {gathered.folder / 'report.html'}{'' if written else ' (as committed: nothing was written)'}")
     failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
     if failed or missing or left_out:

@@ -21,7 +21,7 @@ from lora.report.notes import note
 from lora.report.runs import (
     CELL,
     facts_of,
-    full_labels,
+    row_names,
     summarise,
     task_labels,
     task_title,
@@ -35,23 +35,19 @@ from lora.table import Cell, Table, Value, number
 
 def groups_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The methods of one encoder, in the tables' order: label -> runs. Labels distinguish protocols."""
-    return {str(label): group for label, group in runs.groupby(full_labels(runs, ["protocol"]), sort=False)}
+    return {str(label): group for label, group in runs.groupby(row_names(runs, ["protocol"]), sort=False)}
 
 
 def method_pairs(runs: pd.DataFrame) -> pd.DataFrame:
     """`lora.report.stats.all_pairs` on each encoder, with the columns model, place (the label of the task, or Avg.) and
     p_holm, corrected over all of them. A user's own tasks are not averaged: their metrics may be unlike."""
-    found = [
-        stats.all_pairs(groups_of(group)).assign(model=model) for model, group in runs.groupby("model", sort=False)
-    ]
-    table = with_place(pd.concat(found, ignore_index=True), runs)
+    by_model = runs.groupby("model", sort=False)
+    pairs = [stats.all_pairs(groups_of(group)).assign(model=model) for model, group in by_model]
+    table = pd.concat(pairs, ignore_index=True)
     if runs["kind"].eq("own").any():
         table = table[table["task"] != "Avg."]
-    return table.assign(p_holm=stats.holm(table["p"].tolist()))
-
-
-def with_place(pairs: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    return pairs.assign(place=pairs["task"].map(task_labels(runs) | {"Avg.": "Avg."}))
+    places = task_labels(runs) | {"Avg.": "Avg."}
+    return table.assign(place=table["task"].map(places), p_holm=stats.holm(table["p"].tolist()))
 
 
 def pairs_table(pairs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
@@ -122,8 +118,9 @@ def minus(runs: pd.DataFrame, base: str | Mapping[str, str], score: str = "best"
     groups = groups_of(runs)
     if isinstance(base, str):
         base = {label: base for label in groups if base in groups and label != base}
-    pairs = with_place(stats.all_pairs(groups, score, base.items()), runs)
-    return pairs[pairs["task"].ne("Avg.")]
+    pairs = stats.all_pairs(groups, score, base.items())
+    pairs = pairs[pairs["task"].ne("Avg.")]
+    return pairs.assign(place=pairs["task"].map(task_labels(runs)))
 
 
 def successors_table(

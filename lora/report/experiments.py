@@ -1,12 +1,11 @@
-"""The experiments that a report shows, in reading order.
-
-To show a new one, add its entry here, and its function to `lora.report.catalogue`.
-"""
+"""The experiments of a report, in reading order. A new one has its entry here, and its function in `catalogue`."""
 
 from dataclasses import dataclass
 
 from lora.config.plan import ADHOC, COMPARING, LEARNING_RATE, OWN_TASK
+from lora.files import ROOT
 
+FOLDERS = ROOT / "experiments"  # their pages, claims and the paper's cells
 OWN = "own"  # in place of an experiment: records that none expects
 LAYERS = "layers"
 ROWS = "rows"
@@ -69,7 +68,7 @@ EXPERIMENTS = {
         ),
         Experiment(LEARNING_RATE, "Learning rates tried, on seeds outside the tables of results", (LEARNING_RATE,)),
         Experiment(OWN, "Other runs in this folder", (OWN,)),
-        # without a grid: made from adapters of other runs, or the whole profile `base`
+        # without a grid: from adapters of other runs, or all of a profile
         Experiment("subspaces", "Table 7: amplification by the update", ("table7",)),
         Experiment("efficiency", "Swaps by subtracting BA and adding B'A', without a copy of W0", ("subtraction",)),
         Experiment("base_size", "Encoders of base size", (LEARNING_RATE, "table2", "pairs")),

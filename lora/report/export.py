@@ -1,41 +1,31 @@
 """The results for papers and other programs: LaTeX of the main tables, every run and cell as CSV, and W&B."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from lora.config.run import RuntimeConfig
 from lora.data.metrics import better
-from lora.files import write_atomically
 from lora.report.build import Report
 from lora.report.experiments import MAIN
 from lora.report.runs import ROW, human_count, task_labels
 from lora.report.tables import average
 from lora.sweep.tracking import log_tables
 
-SPECIAL = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"})
+ESCAPES = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"})
 NONE = "--"
 
 
-def write_latex(report: Report, folder: Path) -> list[Path]:
-    """Write one file per main table. Returns: Their paths."""
+def latex_files(report: Report) -> dict[str, str]:
+    """Name -> content of a file per main table."""
     cells = report.cells[report.cells["experiment"].isin(MAIN)]
-    tables = {
-        folder / f"{experiment}_{kind}.tex": latex(summary)
-        for (experiment, kind), summary in cells.groupby(["experiment", "kind"], sort=False)
-    }
-    for path, text in tables.items():
-        write_atomically(path, text.encode())
-    return list(tables)
+    groups = cells.groupby(["experiment", "kind"], sort=False)
+    return {f"{experiment}_{kind}.tex": latex(summary) for (experiment, kind), summary in groups}
 
 
-def write_csv(report: Report, folder: Path) -> list[Path]:
-    """Write a file with a row per run, and one with a row per cell. Returns: Their paths."""
+def csv_files(report: Report) -> dict[str, str]:
+    """Name -> content of a file with a row per run, and of one with a row per cell."""
     runs = report.gathered.every.drop(columns=["terms", "experiment"])  # a run may serve several experiments
-    tables = {folder / "runs.csv": runs, folder / "cells.csv": report.cells}
-    for path, table in tables.items():
-        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
-    return list(tables)
+    tables = {"runs.csv": runs, "cells.csv": report.cells}
+    return {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
 
 
 def log_report(report: Report, runtime: RuntimeConfig) -> None:
@@ -63,13 +53,13 @@ def latex(summary: pd.DataFrame) -> str:
     for (*_, label), cells in summary.groupby(ROW, sort=False):
         counts = cells["trainable_method"].dropna()
         trainable = human_count(float(counts.iloc[0])) if len(counts) else NONE
-        line = {column.capitalize(): cells[column].iloc[0].translate(SPECIAL) for column in shown}
-        line |= {"Method": str(label).translate(SPECIAL), "Trainable": trainable}
+        line = {column.capitalize(): cells[column].iloc[0].translate(ESCAPES) for column in shown}
+        line |= {"Method": str(label).translate(ESCAPES), "Trainable": trainable}
         for task, title in tasks.items():
             texts = [
                 cell_latex(row, bool(row.higher >= floors[task])) for row in cells[cells["task"] == task].itertuples()
             ]
-            line[title.translate(SPECIAL)] = "".join(texts) or NONE
+            line[title.translate(ESCAPES)] = "".join(texts) or NONE
         if len(tasks) > 1 and not summary["kind"].eq("own").any():
             mean = average(cells, [*tasks])
             line["Avg."] = NONE if pd.isna(mean) else f"{mean:.1f}"

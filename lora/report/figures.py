@@ -13,16 +13,7 @@ import pandas as pd
 from lora.cost.efficiency.summary import TITLES as EFFICIENCY_TITLES
 from lora.cost.efficiency.summary import plan_title
 from lora.files import rounded
-from lora.report.runs import (
-    ROW,
-    START_TITLES,
-    encoder_title,
-    full_labels,
-    human_count,
-    task_labels,
-    task_title,
-    tasks_of,
-)
+from lora.report.runs import ROW, START_TITLES, encoder_title, human_count, row_names, task_labels, task_title, tasks_of
 from lora.report.stats import LEVEL, by_seed, mean_interval
 from lora.report.tables import paper_cells
 
@@ -103,7 +94,7 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
     is_own = runs["kind"].eq("own").any()
     for (model, *_), of_model in runs.groupby(["model", "task"] if is_own else ["model"], sort=False):
         tasks, series = task_labels(of_model), []
-        rows = of_model.assign(label=full_labels(of_model, ["protocol"]), difference=100 * of_model["best"])
+        rows = of_model.assign(label=row_names(of_model, ["protocol"]), difference=100 * of_model["best"])
         for (*_, label), group in rows.groupby(ROW, sort=False):
             score, count = mean_interval(by_seed(group, [*tasks]).to_numpy(float)), group["trainable_method"].dropna()
             if score.n and len(count):
@@ -194,7 +185,7 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
 
 def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") -> Figure | None:
     """The metric by epoch, per task; the band is the range of the seeds. `what`: suffix of the title."""
-    panels = bands(runs.assign(label=full_labels(runs)).merge(curves, on="run_id"), "epoch", "value", "median")
+    panels = bands(runs.assign(label=row_names(runs)).merge(curves, on="run_id"), "epoch", "value", "median")
     note = "Median over seeds; band: lowest and highest seed."
     return figure(f"Learning curves{what}", note, "lines", "epoch", panels)
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pandas as pd
 
-from lora.config.plan import Plan, outputs_here, planned_tasks, read_launch, read_plan, run_of, trained_by
+from lora.config.plan import Plan, outputs_here, planned_tasks, read_launch, read_plan, read_profile, run_of, trained_by
 from lora.config.rates import RATES_FILE, TUNING, Rate, read_rates
 from lora.config.run import PlannedRun, run_config
 from lora.config.select import filter_runs, parse_words, place
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
-from lora.files import REFERENCE, RESULTS, ROOT
+from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
 from lora.report.experiments import ADHOC, EXPERIMENTS, LEARNING_RATE, MAIN, OWN, OWN_TASK
@@ -121,9 +121,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     given = place(overrides, "runtime.results")
     folder = Path(given) if given else (reference if Path(name).parent.name == REFERENCE else own) / profile
     is_reference = folder.resolve() == (reference / profile).resolve()
-    if not (ROOT / "conf" / "profile" / f"{profile}.yaml").exists():
-        names = sorted(path.stem for path in (ROOT / "conf" / "profile").glob("*.yaml"))
-        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(names)}")
+    read_profile(profile)
     plan = read_plan(folder)
     records, problems = load_records(folder)
     files = filter(None, map(task_file, parse_words(overrides).get("task", ())))  # whose rows may have moved

@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from lora.data.metrics import better
-from lora.report.runs import START_TITLES, encoder_title, full_labels, task_title
+from lora.report.runs import START_TITLES, encoder_title, row_names, task_title
 from lora.report.stats import DIGITS, ENOUGH_SEEDS, LEVEL
 
 NOTES: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def rising_text(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
 
     gains = (100 * curves.groupby("run_id")["value"].agg(last_third)).round(DIGITS)
     gains = runs["run_id"].map(gains) * runs["metric"].map(better)
-    means = gains.groupby([runs["task"], full_labels(runs), runs["train_rows"]]).mean().dropna()
+    means = gains.groupby([runs["task"], row_names(runs), runs["train_rows"]]).mean().dropna()
     if means.empty:
         return ""
     rising = f"{(means > RISING).sum()} of {len(means)} cells"

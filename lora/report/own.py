@@ -8,7 +8,7 @@ import pandas as pd
 
 from lora.data.tasks import Task
 from lora.report.figures import Figure, figure
-from lora.report.runs import full_labels, task_labels
+from lora.report.runs import row_names, task_labels
 from lora.report.tables import trainable
 from lora.table import Cell, Value, number
 
@@ -30,7 +30,7 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
 
 def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per task, method and device: medians over the runs, as their records have them."""
-    lines, runs = [], runs.assign(label=full_labels(runs, ["model", "protocol"]))
+    lines, runs = [], runs.assign(label=row_names(runs, ["model", "protocol"]))
     keys, named = ["task", "label", "device"], runs["task"].nunique() > 1
     for (task, label, device), of_method in runs.dropna(subset="device").groupby(keys, sort=False):
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
@@ -43,7 +43,7 @@ def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def test_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per task and method whose runs scored labelled test rows: mean and standard deviation over the runs."""
-    lines, titles, runs = [], task_labels(runs), runs.assign(label=full_labels(runs, ["model", "protocol"]))
+    lines, titles, runs = [], task_labels(runs), runs.assign(label=row_names(runs, ["model", "protocol"]))
     for (task, label), of_method in runs.dropna(subset="test_rows").groupby(["task", "label"], sort=False):
         line = {"Task": titles[task], "Method": label, "Runs": len(of_method)}
         line |= {"Test rows": int(of_method["test_rows"].iloc[0])}

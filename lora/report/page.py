@@ -5,7 +5,7 @@ Every value is escaped except the markup that is made here.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +46,21 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
         pictures=pictures,
         notes=footnotes([*tables, runs]),
         runs=runs,
-        curves=curves_of(report, {cell.cell for table in tables for cell in score_values(table)}),
+        curves=curves_of(report, tables),
     )
 
 
-def score_values(table: Table) -> list[Value]:
-    """The values of a table that are the score of a cell."""
-    return [cell for row in rows(table.values) for cell in row if isinstance(cell, Value) and cell.cell]
-
-
-def curves_of(report: Report, cells: Collection[str]) -> dict[str, dict[int, list[float | None]]]:
-    """Cell -> seed -> the metric of each epoch, in percent."""
-    found: dict[str, dict[int, list[float | None]]] = {}
+def curves_of(report: Report, tables: Sequence[Table]) -> dict[str, dict[int, list[float | None]]]:
+    """Cell -> seed -> the metric of each epoch, in percent, of every cell whose score a table shows."""
+    cells = {value.cell for table in tables for row in rows(table.values) for value in row if isinstance(value, Value)}
+    curves: dict[str, dict[int, list[float | None]]] = {}
     for row in report.gathered.runs.to_dict("records"):
         record = report.state.ok.get(row["run_id"])
         if record is not None and (key := cell_key(row)) in cells:
             split, metric = record.selected["split"], record.selected["metric"]
             values = [epoch["metrics"][split][metric] for epoch in record.epochs]
-            found.setdefault(key, {})[row["seed"]] = [None if v is None else round(100 * v, 2) for v in values]
-    return found
+            curves.setdefault(key, {})[row["seed"]] = [None if v is None else round(100 * v, 2) for v in values]
+    return curves
 
 
 def footnotes(tables: Sequence[Table]) -> dict[str, dict[str, Any]]:
@@ -89,13 +85,13 @@ def runs_table(report: Report) -> Table:
         code = (record.provenance.get("code") or {}).get("commit") or "-"
         line = {"Method": p.label, "Task": task_title(p.task), "Encoder": encoder_title(p.model), "Start": p.start}
         line |= {"Device": record.provenance["device"], "Code": code[: shown.SHORT], "Run": p.run_id}
-        line |= {"Seed": p.seed, "Best": percent(best["value"]), "Epoch": best["epoch"]}
-        lines.append(line | {"Last": percent(last["value"]), "Minutes": number(record.seconds / 60)})
+        line |= {"Seed": p.seed, "Best": percent_cell(best["value"]), "Epoch": best["epoch"]}
+        lines.append(line | {"Last": percent_cell(last["value"]), "Minutes": number(record.seconds / 60)})
     note = "The configuration, every epoch and the provenance of a run are in `runs/<run>.json`."
     return Table("every_run", "Every run", pd.DataFrame(lines), 7, (note,), folded=True)
 
 
-def percent(value: float | None) -> Cell:
+def percent_cell(value: float | None) -> Cell:
     return "-" if value is None else number(100 * value)
 
 

@@ -10,7 +10,7 @@ from lora.report.stats import LEVEL, Interval, ends, interval_of, mean_interval,
 from lora.report.tables import rates_text, trainable
 from lora.table import Cell, number
 
-BASE = "lora-qv-r8"  # what the others are compared with
+BASE_SLUG = "lora-qv-r8"  # what the others are compared with
 SCORE = "split_half"  # records of these experiments have it, so it is their unselected score
 ARM_SCORES = {"Unselected": SCORE, "Best epoch": "best", "Last epoch": "last"}
 HEADS = (5e-4, 2e-3)  # rates of the head: LoRA's, and that of Houlsby adapters
@@ -19,7 +19,7 @@ HEADS = (5e-4, 2e-3)  # rates of the head: LoRA's, and that of Houlsby adapters
 def from_base(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     """Every arm minus LoRA on Wq and Wv, by the unselected score: rows of `lora.report.stats.all_pairs`, with the ends
     rows_low and rows_high of the interval for other dev rows."""
-    pairs = minus(runs, slug_label(BASE), SCORE)
+    pairs = minus(runs, slug_label(BASE_SLUG), SCORE)
     wider = [analyses.over_rows(ids, "unselected") for ids in pairs["runs"]]
     return pairs.assign(rows_low=[low for low, _ in wider], rows_high=[high for _, high in wider])
 

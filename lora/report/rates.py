@@ -11,7 +11,7 @@ from lora.report.experiments import EXPERIMENTS
 from lora.report.figures import by_rate
 from lora.report.labels import setting
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
-from lora.report.runs import full_labels, slug_label, task_labels, task_title, task_units, with_labels
+from lora.report.runs import row_names, slug_label, task_labels, task_title, task_units, with_labels
 from lora.report.tables import collapsed_text
 from lora.table import Table, number
 
@@ -62,7 +62,7 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
 def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:
     """The tried runs, each with the label of its row, which names the encoder or protocol if there are several."""
     tried = with_labels(tried, without=("train.lr",))
-    return tried.assign(label=full_labels(tried, ["model", "protocol"]))
+    return tried.assign(label=row_names(tried, ["model", "protocol"]))
 
 
 def best_rate_by_label(rows: pd.DataFrame) -> dict[str, float]:
@@ -91,7 +91,7 @@ def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
 def rates_table(runs: pd.DataFrame, rates: Iterable[Rate]) -> pd.DataFrame:
     """Each method's learning rate on each task, and how it was chosen. `rates`: the tuned ones."""
     known, lines = {(*one.key, one.lr): one for one in rates}, []
-    runs = runs.assign(label=full_labels(runs, ["model", "protocol"]))
+    runs = runs.assign(label=row_names(runs, ["model", "protocol"]))
     for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
         chosen = ORIGIN_WORDS["stated" if pd.isna(run.rate_from) else run.rate_from]
         rate = known.get((run.model, run.protocol, run.task, run.rate_name, run.lr))

@@ -32,6 +32,8 @@ ENCODER_TITLES = {
     "roberta_large": "RoBERTa-large",
     "deberta_v2_xxl": "DeBERTa-XXL",
 }
+VALUE_TITLES = START_TITLES | ENCODER_TITLES
+ROW_SUFFIXES = {"start": ", from {}", "model": ", {}", "protocol": ", protocol {}"}  # tell rows of one label apart
 RANK = re.compile(r"-r(\d+)")
 LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 
@@ -49,12 +51,6 @@ def slug_label(slug: str) -> str:
 
 def encoder_title(model: str) -> str:
     return ENCODER_TITLES.get(model, model)
-
-
-def suffix(key: str, value: str) -> str:
-    """What tells a row from others of its label: its start, its encoder or its protocol."""
-    texts = {"start": f"from {START_TITLES.get(value)}", "model": encoder_title(value), "protocol": f"protocol {value}"}
-    return texts[key]
 
 
 def task_title(task: str) -> str:
@@ -143,7 +139,7 @@ def with_labels(runs: pd.DataFrame, main: pd.DataFrame | None = None, without: C
     words = setting_labels(runs, runs[:0] if main is None else main, without)
     names = zip(map(method_label, runs["slug"], runs["method"]), runs["run_id"].map(words), strict=True)
     runs = runs.assign(label=[", ".join(filter(None, parts)) for parts in names])
-    return runs if "start" in without else runs.assign(label=full_labels(runs, ["start"]))
+    return runs if "start" in without else runs.assign(label=row_names(runs, ["start"]))
 
 
 def shared_settings(runs: pd.DataFrame, keys: Iterable[str]) -> list[str]:
@@ -152,14 +148,14 @@ def shared_settings(runs: pd.DataFrame, keys: Iterable[str]) -> list[str]:
     return [key for key in counts if counts[key].eq(1).all()]
 
 
-def full_labels(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:
+def row_names(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:
     """The label of each run, with its encoder, protocol or start where runs of its label differ in it."""
     names = runs["label"]
     for key in by:
         places = [names, runs["task"]] if key == "start" else names  # starts may differ by task within a row
-        several = runs.groupby(places)[key].transform("nunique").gt(1).groupby(names).transform("any")
-        ends = [f", {suffix(key, value)}" if differs else "" for value, differs in zip(runs[key], several, strict=True)]
-        names = names + pd.Series(ends, index=runs.index, dtype=object)
+        differs = runs.groupby(places)[key].transform("nunique").gt(1).groupby(names).transform("any")
+        titles = [ROW_SUFFIXES[key].format(VALUE_TITLES.get(value, value)) for value in runs[key]]
+        names = names + pd.Series(titles, index=runs.index, dtype=object).where(differs, "")
     return names
 
 

@@ -23,7 +23,7 @@ from lora.table import Cell, Table, Value, rows
 NOT_PRINTED = ("table2_paper", "table2_paper_part", "pairs", "pairs_part", REPEATED, "reference")
 SPARE = ("Trainable", "Seeds", "Pairs", "Layer", "Median over layers")  # columns that a narrow terminal can do without
 STATUS_SHOWN = 5  # lines on missing and failed runs at the end of a sweep, which fits 40 lines
-COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
+WORD_COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
 def show(report: Report, experiments: Sequence[str] = (), plain: bool = False) -> None:
@@ -69,7 +69,7 @@ def print_claim(console: Console, judged: Sequence[Verdict], whole: bool) -> Non
     """The verdict, what decides it, and the claim, which is cut to one line unless it is to be `whole`."""
     word = on_places(judged, [word_text(verdict) for verdict in judged], "devices")
     claim, shown = escape(judged[0].claim.headline.removesuffix(".")), worst(judged).word
-    start = f"[{COLOURS[shown]}]{SYMBOLS[shown]} {word:<13}[/]"
+    start = f"[{WORD_COLOURS[shown]}]{SYMBOLS[shown]} {word:<13}[/]"
     fits = not whole and len(word) + len(closest(judged)) + 20 < console.width  # the claim may be cut, the interval not
     console.print(f"{start}  {escape(closest(judged))}  [dim]{claim}[/]", no_wrap=fits, overflow="ellipsis")
 

@@ -12,7 +12,7 @@ import pandas as pd
 from lora.data.metrics import better
 from lora.data.tasks import Task
 from lora.report.figures import Figure, bands, figure
-from lora.report.runs import full_labels, summarise, task_labels, task_title
+from lora.report.runs import row_names, summarise, task_labels, task_title
 from lora.report.stats import DIGITS, ENOUGH_SEEDS, Interval, all_pairs, interval_of, mean_interval, needed_text
 from lora.report.tables import score
 from lora.table import Cell, Value
@@ -24,7 +24,7 @@ def with_sizes(runs: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
     whole = [tasks[task].official_rows["train"] for task in runs["task"]]
     asked = pd.to_numeric(runs["data.train_rows"], errors="coerce")  # null: all
     sizes = asked.fillna(pd.Series(whole, index=runs.index)).astype(int)
-    return runs.assign(size=sizes, label=full_labels(runs, ["model", "protocol"]))
+    return runs.assign(size=sizes, label=row_names(runs, ["model", "protocol"]))
 
 
 def summary_of(runs: pd.DataFrame) -> pd.DataFrame:

@@ -121,7 +121,7 @@ class Display:
         if len(epochs) > (self.said or 0):
             self.said = len(epochs)
             loss = f"train loss {epochs[-1]['train_loss']:.3f}"
-            self.lines.say(f"epoch {self.said} of {self.count}: {self.metric} {percent_text(metric)}, {loss}{left}")
+            self.lines.say(f"epoch {self.said} of {self.count}: {self.metric} {as_percent(metric)}, {loss}{left}")
 
 
 # A sweep.
@@ -172,7 +172,7 @@ class Watch:
                 continue
             outcome = f"failed: {record.error}"
             if record.status == "ok":
-                outcome = f"{record.selected['metric']} {percent_text(record.selected['best']['value'])}"
+                outcome = f"{record.selected['metric']} {as_percent(record.selected['best']['value'])}"
                 self.ended.append(record)
             if record.status == "failed" or not sys.stderr.isatty():
                 self.lines.say(f"{self._count()}  {run_title(run)}  {run_id}  {outcome}  {record.seconds:.0f} s")
@@ -208,7 +208,7 @@ def run_title(run: PlannedRun) -> str:
     return f"{' '.join((title, *details))} · {run.task.title} · seed {run.seed}"
 
 
-def percent_text(value: float | None) -> str:
+def as_percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from lora.config.auto import Measure
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
-from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks
+from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks, read_profile
 from lora.config.rates import RATES_FILE, nearest_rate, read_rates
 from lora.config.run import PlannedRun
 from lora.data.own_task import read_task, task_file
@@ -51,13 +51,6 @@ def read_request(profile: str, arguments: Sequence[str]) -> Request:
         planned = sorted(planned_tasks(results_of(profiles[0], settings_of(given))))
         given |= {"task": planned} if planned else {}
     return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
-
-
-def read_profile(profile: str) -> dict[str, Any]:
-    """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
-    if profile not in describe_group("profile"):
-        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
-    return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 
 def select_runs(

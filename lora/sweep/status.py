@@ -29,7 +29,7 @@ from lora.records.record import (
     record_path,
 )
 from lora.sweep.notes import read_notes
-from lora.sweep.progress import count_of, duration, percent_text, seconds_left
+from lora.sweep.progress import as_percent, count_of, duration, seconds_left
 from lora.sweep.request import select_runs
 from lora.sweep.state import estimator, own_records, sweep_state
 
@@ -72,11 +72,10 @@ def statuses(
             found[run_id] = RunStatus("done", now.ok[run_id].seconds)
         elif note := notes.get(run_id):
             left = seconds_left(note, left)
-            where = (
-                f"step {note['step']}/{note['steps']}, metric {percent_text(note['metric'])}  " if note["steps"] else ""
-            )
-            where += f"left {'?' if left is None else duration(left)}  on {note['where']}, since {note['since']}"
-            where += f", rate {run.config.train.lr:g}" * (run.experiments == (TUNING,))
+            steps = f"step {note['step']}/{note['steps']}, metric {as_percent(note['metric'])}  "
+            rate = f", rate {run.config.train.lr:g}" if run.experiments == (TUNING,) else ""
+            time_left = "?" if left is None else duration(left)
+            where = f"{steps if note['steps'] else ''}left {time_left}  on {note['where']}, since {note['since']}{rate}"
             found[run_id] = RunStatus("running", left, where)
         elif run_id in now.failed:
             found[run_id] = RunStatus("failed", None, str(now.failed[run_id].error))

@@ -28,7 +28,7 @@ from lora.sweep.launch import launch_runs
 from lora.sweep.request import LEARNING_RATE, grids_for, own_tasks, read_request, settings_of, sweep_settings, values_in
 from lora.sweep.sizes import EPOCHS, ROWS, epochs_for
 
-METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
+TUNED_METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
 # (conf/experiment/learning_rate.yaml). This is close enough to find nearly the best, over a range of 25.
 RATE_FACTORS = (0.2, 0.5, 1, 2, 5)
@@ -100,7 +100,7 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
             f"{', '.join(sorted(reported, key=int))}, and rates chosen on these would look better than they are"
         )
     grids = []
-    for task, method, rows in itertools.product(given["task"], given.get("method", METHODS), sizes):
+    for task, method, rows in itertools.product(given["task"], given.get("method", TUNED_METHODS), sizes):
         own = {**axes, "method": [method], "task": [task]} | ({"train.lr": stated} if stated else {})
         own |= {ROWS: [rows]} if rows else {}
         single = [f"{key}={values[0]}" for key, values in own.items()]

@@ -15,7 +15,7 @@ from torch import nn
 from lora.config.run import RunConfig
 from lora.cost import subjects
 from lora.cost.efficiency import command as efficiency
-from lora.cost.efficiency.command import run_of
+from lora.cost.efficiency.command import measured_run
 from lora.cost.efficiency.summary import document, read_summaries, read_summary, summarise
 from lora.cost.machine import COMMITTED
 from lora.cost.subjects import random_batch, serve, served, trained
@@ -87,7 +87,7 @@ def test_bytes_of_activations_checkpoint_and_optimizer(model_dir: Path, kernels:
     """AdamW keeps two float32 moments per value. Torch's own also keeps a float32 count of steps per tensor."""
     config, kept = configure(model_dir, kernels, precision), {}
     for name in TRAINED:
-        subject = trained(run_of(config, name))
+        subject = trained(measured_run(config, name))
         batch = random_batch(subject.model.config, "4x12")
         counts = subjects.counts(subject, {"4x12": batch})
         assert counts["saved_activation_bytes"] == subjects.counts(subject, {"4x12": batch})["saved_activation_bytes"]
@@ -113,7 +113,7 @@ def test_a_killed_process_is_told() -> None:
 def test_merged_lora_computes_what_unmerged_does(model_dir: Path, kernels: str, precision: str) -> None:
     config = configure(model_dir, kernels, precision)
     names = ("base", "full", "bitfit", "lora", "lora_merged")
-    models = {name: served(run_of(config, name), name == "lora_merged") for name in names}
+    models = {name: served(measured_run(config, name), name == "lora_merged") for name in names}
     batch = random_batch(models["base"].config, "4x12")
     logits = {name: serve(model, batch).float() for name, model in models.items()}
     largest = logits["base"].abs().max().item()

@@ -1,5 +1,6 @@
 """`report --latex` and `--csv`. The truth is computed from the committed records."""
 
+import io
 import re
 
 import pandas as pd
@@ -9,7 +10,7 @@ from lora.data.metrics import LOWER
 from lora.files import ROOT
 from lora.records.record import load_frame, load_records
 from lora.report.build import build
-from lora.report.export import latex, write_csv, write_latex
+from lora.report.export import csv_files, latex, latex_files
 
 METHODS = {"Full fine-tuning": "full", "Houlsby adapters (m8)": "houlsby-m8", "LoRA (qv, r8)": "lora-qv-r8"}
 TITLES = {"MRPC (acc.)": "mrpc", "CoLA (Matthews)": "cola", "STS-B (Pearson)": "stsb"}
@@ -20,9 +21,9 @@ def report():
     return build("reference/long")
 
 
-def test_bold_are_the_best_and_what_is_within_its_standard_deviation(report, tmp_path):
-    (path,) = write_latex(report, tmp_path)
-    lines = [line.removesuffix(r" \\").split(" & ") for line in path.read_text().splitlines() if " & " in line]
+def test_bold_are_the_best_and_what_is_within_its_standard_deviation(report):
+    (text,) = latex_files(report).values()
+    lines = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if " & " in line]
     table = pd.DataFrame(lines[1:], columns=lines[0]).set_index("Method")
     runs = load_frame(load_records(ROOT / "results" / "reference" / "long")[0])
     runs = runs[runs["seed"].between(6, 10) & runs["start"].eq("pretrained") & runs["epochs"].eq(10)]
@@ -49,8 +50,8 @@ def test_characters_of_latex_are_escaped_and_what_was_not_trained_is_a_dash(repo
     assert re.search(r"& -- & .* & -- \\\\$", full)
 
 
-def test_a_row_a_run_and_a_row_a_cell(report, tmp_path):
-    runs, cells = (pd.read_csv(path) for path in write_csv(report, tmp_path))
+def test_a_row_a_run_and_a_row_a_cell(report):
+    runs, cells = (pd.read_csv(io.StringIO(text)) for text in csv_files(report).values())
     records = [one for one in load_records(ROOT / "results" / "reference" / "long")[0] if one.config["seed"] > 5]
     shown = runs.set_index("run_id")["best"]
     assert shown.index.is_unique and len(shown) > 150

@@ -23,7 +23,7 @@ from lora.files import ROOT
 from lora.records.analysis import Analyses
 from lora.records.record import load_curves, load_frame, read_record, write_record
 from lora.report.build import build
-from lora.report.catalogue import PRINTED_ROWS, TABLES, sections_of
+from lora.report.catalogue import PAPER_ROWS, TABLES, sections_of
 from lora.report.command import files, main_block, pages, print_sweep, read_pictures
 from lora.report.comparisons import change_table
 from lora.report.experiments import REPEATED
@@ -150,7 +150,7 @@ def test_the_papers_row_is_under_ours_and_averages_our_tasks():
     """By hand: full 80.0 and 90.0 above the paper's 90.9 (MRPC) and 68.0 (CoLA) of RoBERTa-large."""
     made = [*runs({1: 0.8}, "full", "full", "mrpc"), *runs({1: 0.9}, "full", "full", "cola")]
     planned = [*plan([1], "full", "full", "mrpc"), *plan([1], "full", "full", "cola")]
-    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(PRINTED_ROWS)
+    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(PAPER_ROWS)
     table = with_paper(summary(made, planned), paper, rows).map(str)
     assert table[["Method", "Trainable", "MRPC (acc.)", "CoLA (Matthews)", "Avg."]].values.tolist() == [
         ["Full fine-tuning", "0k", "80.0", "90.0", "85.0"],
@@ -159,7 +159,7 @@ def test_the_papers_row_is_under_ours_and_averages_our_tasks():
 
 
 def test_every_published_row_that_ours_stand_for_exists():
-    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(PRINTED_ROWS)
+    paper, rows = pd.read_csv(ROOT / "experiments" / "glue_table2" / "paper.csv"), pd.read_csv(PAPER_ROWS)
     keys = ["model", "method", "trainable_params"]
     known = set(paper[keys].itertuples(index=False, name=None))
     named = rows[["paper_model", "paper_method", "paper_trainable"]].itertuples(index=False, name=None)

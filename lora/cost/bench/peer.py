@@ -32,7 +32,7 @@ from transformers.utils import logging
 
 from lora.data import metrics
 
-TARGETS = {"q": "query", "k": "key", "v": "value"}  # BERT's names
+MODULES = {"q": "query", "k": "key", "v": "value"}  # BERT's names
 HEAD = ["pooler", "classifier"]  # this project trains these with LoRA; see `lora.models.modules.is_head`
 
 
@@ -60,7 +60,7 @@ def build_model(run: SimpleNamespace, attention: str) -> torch.nn.Module:
         r=run.rank,
         lora_alpha=run.alpha,
         lora_dropout=run.dropout,
-        target_modules=[TARGETS[target] for target in run.targets],
+        target_modules=[MODULES[target] for target in run.targets],
         modules_to_save=HEAD,
     )
     return get_peft_model(model, adapted)

@@ -54,7 +54,7 @@ def configure(model: str, device: str, kernels: str | None, precision: str | Non
     return changed(mini, model=usual.model, train=train, runtime={"device": device, "threads": usual.runtime.threads})
 
 
-def run_of(config: RunConfig, name: str) -> RunConfig:
+def measured_run(config: RunConfig, name: str) -> RunConfig:
     """The run whose method is measured under `name`: that of `mini`, or one of PEFT's types with its defaults.
 
     Houlsby adapters have size 8 and Pfeiffer adapters 16, and so about as many parameters as LoRA with r = 8, as in
@@ -89,7 +89,7 @@ def measure(
         raise UserError(f"a shape has {longest} tokens, but {config.model.name} reads at most {most}")
     del encoder
     names = sorted(dict.fromkeys(methods), key=lambda name: [*TITLES, name].index(name))
-    runs = {name: run_of(config, name) for name in names}
+    runs = {name: measured_run(config, name) for name in names}
     trained = [name for name in runs if name not in UNTRAINED]
     measured: dict[str, dict[str, Any]] = {
         name: {"settings": None if name == "base" else dataclasses.asdict(run.method)} for name, run in runs.items()

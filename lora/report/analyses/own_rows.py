@@ -30,7 +30,7 @@ from lora.report.analyses.dev_intervals import check_metric, pseudo_values
 from lora.report.experiments import MAIN
 from lora.report.gather import Gathered, gather, run_here
 from lora.report.gather import options as options
-from lora.report.runs import full_labels
+from lora.report.runs import row_names
 from lora.report.stats import LEVEL
 
 STRENGTHS: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)  # C of the logistic regression, 1 / alpha of ridge
@@ -131,7 +131,7 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
 def analyse(gathered: Gathered) -> int:
     """Write the analysis of each own task whose rows are at hand. Those of other tasks stay. Returns: Their number."""
     runs = gathered.runs[gathered.runs["kind"].eq("own") & gathered.runs["experiment"].isin(MAIN)]
-    runs = runs.assign(label=full_labels(runs, ["model", "protocol"]))
+    runs = runs.assign(label=row_names(runs, ["model", "protocol"]))
     entries, made_from, path = [], {}, gathered.folder / "analysis" / OWN_ROWS
     for name, of_task in runs.dropna(subset="device").groupby("task", sort=False):
         task = gathered.tasks[name]

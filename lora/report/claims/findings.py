@@ -31,8 +31,8 @@ MEASURES = {
     "step_ms": "time of a training step",
     "latency_ms": "latency",
 }
-COUNTS = dict.fromkeys(("gpt3", "encoder"), MEASURES["trainable"]) | {"rate": "best learning rate"}
-SIDES = METHOD_TITLES | {"full": "full fine-tuning", "lora_merged": "merged LoRA", "base": "untouched encoder"}
+COUNT_TITLES = dict.fromkeys(("gpt3", "encoder"), MEASURES["trainable"]) | {"rate": "best learning rate"}
+SIDE_TITLES = METHOD_TITLES | {"full": "full fine-tuning", "lora_merged": "merged LoRA", "base": "untouched encoder"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
             sides = [times.get((kind, side), {}) for side in (one, other)]
             by_shape = {shape: sides[0][shape] / sides[1][shape] for shape in sides[0] if shape in sides[1]}
         for shape, value in by_shape.items():
-            label = f"{MEASURES[claim.measure]}, {(SIDES | served)[one]} / {(SIDES | served)[other]}"
+            label = f"{MEASURES[claim.measure]}, {(SIDE_TITLES | served)[one]} / {(SIDE_TITLES | served)[other]}"
             label += f"{SHAPE}{shape.replace('x', ' x ')} tokens" if shape else ""
             if not kind:
                 found.append(judge_count(label, "ratio", None, bound, value, source))
@@ -152,7 +152,7 @@ def count_ratios(claim: Claim, frame: pd.DataFrame, tried: pd.DataFrame) -> dict
             (one, of_one), (other, of_other) = by_slug[compare.one], by_slug[compare.other]
             names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
             form = "g" if claim.count == "rate" else ","
-            label = f"{COUNTS[claim.count]}, {names}, {encoder_title(model)}: {one:{form}} / {other:{form}}"
+            label = f"{COUNT_TITLES[claim.count]}, {names}, {encoder_title(model)}: {one:{form}} / {other:{form}}"
             runs = tuple(dict.fromkeys((of_one, of_other)))
             one_ratio = judge_count(label, "ratio", None, compare.bound, one / other, runs)
             if claim.count == "rate":

@@ -8,16 +8,15 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lora.files import ROOT
 from lora.report.claims.findings import Finding
 from lora.report.claims.shown import FEW, brief, closest, on_places, other_rows_text, worst
 from lora.report.claims.statements import published
 from lora.report.claims.verdicts import VERDICTS, Verdict
+from lora.report.experiments import FOLDERS
 from lora.report.figures import Figure, figure, series_of
 from lora.report.stats import LEVEL, ON_ROWS
 
-EXPERIMENTS = ROOT / "experiments"
-FINDINGS = EXPERIMENTS / "findings.yaml"
+FINDINGS = FOLDERS / "findings.yaml"
 PAPER = "the paper"
 
 
@@ -110,7 +109,7 @@ def paper_gaps(paper: Mapping[str, Any]) -> dict[str, float]:
     """
     gaps: dict[str, float] = {}
     if "gaps" in paper:
-        path = EXPERIMENTS / paper["of"] / "paper.csv"
+        path = FOLDERS / paper["of"] / "paper.csv"
         cells = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
         for one, other in paper["gaps"]:
             sides = [published(paper.get("model", {}) | keys, cells) for keys in (one, one | other)]

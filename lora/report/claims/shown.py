@@ -20,7 +20,7 @@ SHORT = 8  # digits of a commit
 SCORE_TITLES = {"best": "Best epoch", "last": "Last epoch", "unselected": "Unselected"}
 SCORE_KEYS = {"best": "on_best", "last": "on_last", "unselected": "unselected"}  # in verdicts.json
 ABOUT = {"swap": "trained adapters"}  # check -> its subject
-FORMS: dict[str, tuple[Callable[[float], str], str]] = {
+RATIO_FORMS: dict[str, tuple[Callable[[float], str], str]] = {
     "less": (lambda ratio: f"{1 - ratio:.0%}", " less"),
     "more": (lambda ratio: f"{ratio - 1:+.1%}", ""),
     "part": (lambda ratio: f"1/{1 / ratio:.0f}", ""),
@@ -105,11 +105,11 @@ def other_rows_text(finding: Finding) -> str:
 
 
 def brief(finding: Finding, digits: int = 2, form: str | None = None) -> str:
-    """`-0.89 (-2.33 to +0.55)`, or the value alone without an interval. `form`: one of `FORMS`, for a ratio."""
+    """`-0.89 (-2.33 to +0.55)`, or the value alone without an interval. `form`: one of `RATIO_FORMS`, for a ratio."""
     interval = interval_text(finding, finding.low, finding.high, digits)
     value = value_text(finding, finding.mean, digits)
     if form is not None:
-        show, unit = FORMS[form]
+        show, unit = RATIO_FORMS[form]
         ends = sorted((finding.low, finding.high), reverse=form != "more")  # the others turn the order
         interval, value = interval if interval == "-" else " to ".join(map(show, ends)), show(finding.mean) + unit
     return value if interval == "-" else f"{value} ({interval})"

@@ -10,7 +10,7 @@ import yaml
 
 from lora.checks import Problems, SettingsError, build
 from lora.errors import UserError, first_line
-from lora.files import ROOT
+from lora.report.experiments import FOLDERS
 from lora.report.labels import setting_text
 
 FIRST = "glue_table2"  # the experiment whose claims come first: the subject of the paper
@@ -123,7 +123,7 @@ class Claim:
         return f"{self.sentence} (ours, not the paper's)" if self.ours else self.sentence
 
 
-def read_claims(folder: Path = ROOT / "experiments") -> list[Claim]:
+def read_claims(folder: Path = FOLDERS) -> list[Claim]:
     """All claims: those of Table 2 first, the others by experiment and position in their file.
 
     Raises: UserError: With the file and the claim, if one is invalid.
