@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,20 @@ def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datase
     return datasets.Dataset.from_dict({**picked, "idx": rows}, features=features)
 
 
-def read_test(task: Task, source: str) -> TaskData | None:
-    """The test split of a user-defined task. None if it has none, or one without labels; GLUE's have none."""
+RunRows = tuple[TaskData, TaskData | None]  # train and validation, and test rows if they have labels
+
+
+def read_for_run(task: Task, rows: Mapping[str, Any]) -> RunRows:
+    """The train and validation rows of a run, and the test rows of a user-defined task, if they have labels.
+
+    Args:
+        rows: The arguments of `read` (`lora.config.run.RunConfig.rows`).
+    """
+    data = read(task, **rows)
     if task.own is None or not task.test_splits:
-        return None
-    data = read(task, source, splits=task.test_splits)
-    return None if None in data.splits["test"]["label"][:] else data
+        return data, None
+    test = read(task, rows["source"], splits=task.test_splits)
+    return data, None if None in test.splits["test"]["label"][:] else test
 
 
 def subset(task: Task, split: str, labels: Sequence, train_rows: int | None, draw: int | None) -> np.ndarray:

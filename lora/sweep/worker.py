@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
 from lora.config.plan import add_to_plan
@@ -35,6 +35,9 @@ from lora.sweep.progress import Display, about
 from lora.training import processes
 from lora.training.processes import InterruptedRunError, check_batch, rank, world_size
 
+if TYPE_CHECKING:
+    from lora.data.read import RunRows
+
 
 def ensure_record(run: PlannedRun, mistakes_fail: bool) -> RunRecord:
     """Return the run's record, training the run first if necessary. A failure in training makes a `failed` record.
@@ -46,24 +49,24 @@ def ensure_record(run: PlannedRun, mistakes_fail: bool) -> RunRecord:
         InterruptedRunError: If a signal interrupts it. UnfinishedError: If it has a record, and not its adapter.
     """
     config, runtime = run.config, run.config.runtime
-    record = usable_record(config)
+    record, rows = usable_record(config), None
     if not mistakes_fail:  # the launcher of a sweep has already checked
         records, _ = load_records(runtime.results)
-        verify_inputs([run], records, {config.run_id} if record is None else ())  # before loading torch
+        rows = verify_inputs([run], records, {config.run_id} if record is None else ())  # before loading torch
     if record is not None:
         if not mistakes_fail and rank() == 0:
             clean_up(runtime.results, runtime.outputs, config.run_id)
         return record
     check_batch(config.train, world_size())  # before the lock, which creates a folder
     if rank() != 0:
-        return train(run, mistakes_fail)
+        return train(run, mistakes_fail, rows=rows)
     for folder in (runtime.results, runtime.outputs):
         check_writable(folder)
     if not mistakes_fail:
         again = (before := kept_record(config)) is not None and before.status == "ok"
         print("\n".join([f"{config.run_id}:", *about([run], int(again))]), flush=True)
     with held(runtime.outputs, config.run_id) as note:
-        record = usable_record(config) or train(run, mistakes_fail, note)  # another may just have ended
+        record = usable_record(config) or train(run, mistakes_fail, note, rows)  # another may just have ended
     if record.status == "ok" and usable_record(config) is None:
         raise UnfinishedError("its record is written, but not its adapter; the same command trains it again for that")
     return record
@@ -89,11 +92,12 @@ def has_adapter(record: RunRecord, outputs: str) -> bool:
     return path.exists() and path.with_name(DESCRIPTION).exists() and hash_file(path) == record.adapter
 
 
-def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> RunRecord:
+def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None, rows: "RunRows | None" = None) -> RunRecord:
     """Train, and write the record, predictions and adapter.
 
     Args:
         note: Only the main process, which has one, writes and shows anything.
+        rows: Those of the run, if they are read already.
     """
     from lora.training import loop  # loads torch, which a finished run does not need
 
@@ -113,7 +117,7 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None) -> Run
     try:
         try:
             record, predictions, files = loop.run(
-                config, run.task, lambda progress: [call(progress) for call in called]
+                config, run.task, lambda progress: [call(progress) for call in called], rows
             )
         except InterruptedRunError:
             raise
@@ -224,7 +228,7 @@ def run_job(job: Job) -> dict[str, str]:
     return outcomes
 
 
-def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo: Container[str]) -> None:
+def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo: Container[str]) -> "RunRows | None":
     """Check that the rows and weights found here are those that the records of the same folder were made from.
 
     A run has the same name on every machine, wherever its rows and encoder lie. What lies in folders is compared by its
@@ -233,9 +237,10 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     Args:
         records: Records of these runs, which may replace training, and of others, which will share a report.
         todo: The run_ids to train, whose rows on the hub are read too.
+    Returns: The rows that were read last: those of a single run. None if none were.
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
-    asked: dict[str, RunConfig] = {}  # by task
+    found, asked = None, {}  # configurations by task
     rows: dict[tuple[Any, ...], str] = {}  # by task, part of the train rows and draw, or by task and "dev" or "test"
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     known = {run.run_id for run in runs}
@@ -244,11 +249,11 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         part = (config.task, config.data.train_rows, config.rows["draw"])
         asked.setdefault(config.task, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
-            from lora.data.read import read, read_test  # loads the datasets library
+            from lora.data.read import read_for_run  # loads the datasets library
 
-            found, test = read(run.task, **config.rows), read_test(run.task, config.data.source)
-            rows[part], rows[config.task, "dev"] = found.fingerprint, found.dev_fingerprint
-            rows |= {(config.task, "test"): test.fingerprint} if test is not None else {}
+            found = read_for_run(run.task, config.rows)
+            rows[part], rows[config.task, "dev"] = found[0].fingerprint, found[0].dev_fingerprint
+            rows |= {(config.task, "test"): found[1].fingerprint} if found[1] is not None else {}
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
@@ -277,6 +282,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
                     f"in its record of {record.started_at[:10]}); for a results folder of its own, add "
                     f"runtime.results=FOLDER"
                 )
+    return found
 
 
 def peft_version() -> str | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
-from lora.data.read import read, read_test
+from lora.data.read import RunRows, read_for_run
 from lora.data.tasks import Task
 from lora.errors import DIVERGED, DivergedError
 from lora.methods import apply
@@ -60,12 +60,16 @@ class Progress:
 
 
 def run(
-    config: RunConfig, task: Task, report: Callable[[Progress], None] = lambda progress: None
+    config: RunConfig,
+    task: Task,
+    report: Callable[[Progress], None] = lambda progress: None,
+    run_rows: RunRows | None = None,
 ) -> tuple[RunRecord, bytes, dict[str, bytes] | None]:
     """Train and evaluate one configuration of a task.
 
     Args:
         report: Called after every optimizer step.
+        run_rows: Of `lora.data.read.read_for_run`, if they are read already.
     Returns: The record, the dev-set predictions of every epoch as a safetensors file, and, if
         runtime.save_adapter is set, the adapter of `best` as the files of its folder.
     Raises: UserError: If data, model, method or device do not fit the configuration. DivergedError: If training
@@ -77,7 +81,7 @@ def run(
     process = start_process(config)
 
     # Rows, model and method.
-    data, test = read(task, **config.rows), read_test(task, config.data.source)
+    data, test = run_rows or read_for_run(task, config.rows)
     max_length = config.data.max_length
     encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout, max_length)
     model, tokenizer = encoder.model, encoder.tokenizer

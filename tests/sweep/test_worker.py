@@ -110,7 +110,7 @@ def test_parts_of_a_split_share_the_dev_rows_alone(trained, tiny_overrides, glue
 
 def test_a_single_run_on_other_rows_than_those_of_its_folder_is_refused(trained, tiny_overrides, monkeypatch):
     _, record = trained
-    monkeypatch.setattr(reader, "read", lambda *_: SimpleNamespace(fingerprint="other rows", dev_fingerprint=None))
+    monkeypatch.setattr(reader, "read", lambda *_, **__: SimpleNamespace(fingerprint="other rows", dev_fingerprint=None))
     other = compose_run([*tiny_overrides, "train.epochs=1", "method=full"])
     with pytest.raises(UserError, match=f"the rows of cola are not those that {record.run_id}"):
         ensure_record(other, mistakes_fail=False)
@@ -139,7 +139,7 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     assert done.run_id == record.run_id
     reads = []
     prints = {"fingerprint": record.provenance["data"]["fingerprint"], "dev_fingerprint": None}
-    monkeypatch.setattr(reader, "read", lambda *_: reads.append(1) or SimpleNamespace(**prints))
+    monkeypatch.setattr(reader, "read", lambda *_, **__: reads.append(1) or SimpleNamespace(**prints))
     if is_refused:
         with pytest.raises(UserError, match="the revision of the rows of cola are not those"):
             verify_inputs([done], [record], ())
@@ -164,3 +164,10 @@ def test_an_adapter_that_is_not_the_records_is_made_again(tiny_config):
     assert path.read_bytes() == good
     (path.parent / "adapter.json").unlink()
     assert usable_record(config) is None
+
+
+def test_a_single_run_reads_its_rows_once(tiny_overrides, monkeypatch):
+    reads, read = [], reader.read
+    monkeypatch.setattr(reader, "read", lambda *args, **more: reads.append(args[0].name) or read(*args, **more))
+    assert ensure_record(compose_run([*tiny_overrides, "train.epochs=1"]), mistakes_fail=False).status == "ok"
+    assert reads == ["cola"]
