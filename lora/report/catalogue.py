@@ -97,7 +97,9 @@ class Section:
         self, file: str, title: str, cells: pd.DataFrame, notes: Sequence[str], **figures: Figure | None
     ) -> Table:
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
-        suffix, banner = SUFFIXES[self.kind], tuning_banner(self.runs) if self.kind == "own" else BANNERS[self.kind]
+        suffix, banner = SUFFIXES[self.kind], BANNERS[self.kind]
+        if self.kind == "own":
+            banner = tuning_banner(self.runs, self.gathered.rates)
         drawn = {f"{key}{suffix}": figure for key, figure in figures.items() if figure is not None}
         return Table(
             f"{file}{suffix}",
@@ -257,6 +259,6 @@ def sections_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) ->
             if len(values := every[key].unique()) > 1:
                 mixed = f"the table of {name} would mix the {key}s {', '.join(values)}"
                 raise UserError(f"{mixed}: name one ({key}={min(values)})")
-        every = with_sizes(every, gathered.tasks) if name == ROWS else every
+        every = with_sizes(every) if name == ROWS else every
         for kind, of_kind in sorted(every.groupby("kind"), key=lambda group: KINDS.index(group[0])):
             yield Section(gathered, experiment, kind, of_kind, curves, analyses)
