@@ -37,6 +37,7 @@ from lora.models.architectures import in_order, module_of, slice_of
 BASE = "base"  # the folder of a base below one that PEFT loads
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+PROBLEMS = {True: "single_label_classification", False: "regression"}  # by whether there are labels: for pipelines
 FACTORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
 # Settings that only say how an adapter was made or found. Any other that is not in `Settings` must be off, because it
 # would change what the adapter computes, and so would an init outside INITS, which changes the pretrained weights.
@@ -134,6 +135,8 @@ def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
     names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
     config = read_object(place / "config.json")
     config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+    if labels or outputs == 1:
+        config["problem_type"] = PROBLEMS[outputs > 1]
     files: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
     return files | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
 
