@@ -61,6 +61,7 @@ def write_model(adapter: Adapter, place: Path, out: Path, base: str | None) -> N
     if task.labels:
         encoder.model.config.id2label = dict(enumerate(task.labels))
         encoder.model.config.label2id = {label: index for index, label in enumerate(task.labels)}
+    encoder.tokenizer.model_max_length = adapter.origin.max_length or encoder.tokenizer.model_max_length
     encoder.model.save_pretrained(out)
     encoder.tokenizer.save_pretrained(out)
 

@@ -129,7 +129,8 @@ def check_folder(place: str, adapter: Adapter) -> None:
 
 
 def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
-    """A base's files, and its config with the adapter's labels, for which PEFT has no field."""
+    """A base's files, with the adapter's labels in its config, and in its tokenizer's the number of tokens that inputs
+    are cut to: PEFT has no fields for them."""
     outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
     labels = adapter.origin.labels or ()
     names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
@@ -138,7 +139,12 @@ def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
     if labels or outputs == 1:
         config["problem_type"] = PROBLEMS[outputs > 1]
     files: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
-    return files | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
+    described = {"config.json": config}
+    if adapter.origin.max_length is not None:
+        stated = place / "tokenizer_config.json"
+        described[stated.name] = read_object(stated) if stated.exists() else {}
+        described[stated.name]["model_max_length"] = adapter.origin.max_length
+    return files | {f"{BASE}/{name}": json.dumps(content, indent=1).encode() for name, content in described.items()}
 
 
 def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
