@@ -15,6 +15,7 @@ from lora.data.read import read
 from lora.records.record import load_records
 from lora.report.analyses.own_rows import baselines, by_class, error_rows, scored, tf_idf
 from lora.report.build import build
+from lora.report.own import errors_table
 from lora.report.plots import draw
 
 RANDOM = np.random.default_rng(0)
@@ -87,11 +88,22 @@ def test_rows_that_most_runs_get_wrong_come_with_their_text(task):
     assert found["text"].item() == split["text"][4] and found["label"].item() == task.labels[true[4]]
 
 
+def test_texts_may_be_called_like_the_other_columns(tmp_path):
+    rows = [(f"one {number}", f"two {number}", ["bad", "good"][number % 2]) for number in range(6)]
+    for split in ("train", "dev"):
+        write_csv(tmp_path / f"{split}.csv", rows, ("Wrong", "LoRA", "mood"))
+    task = read_task(write_task(tmp_path, columns=["Wrong", "LoRA"]))
+    error_rows(task, read(task, "own"), {"LoRA": [np.zeros(6, int)]}).to_csv(tmp_path / "errors.csv", index=False)
+    found = errors_table(tmp_path / "errors.csv")
+    assert found.columns.tolist() == ["Row", "Wrong", "Label", "LoRA", "text: Wrong", "text: LoRA"]
+    assert found.iloc[0].tolist() == [2, "1 of 1 runs", "good", "bad", "one 1", "two 1"]
+
+
 def test_scores_have_a_mean_a_ridge_and_residuals(tiny_overrides, tmp_path):
     scores = [(f"word {number} {'good' if number % 3 else 'bad'}", f"{number % 3}") for number in range(60)]
     for split in ("train", "dev"):
-        write_csv(tmp_path / "data" / f"{split}.csv", scores)
-    path = write_task(tmp_path / "data", "scores", labels=None, range=[0, 2], metric="pearson")
+        write_csv(tmp_path / "data" / f"{split}.csv", scores, ("row", "mood"))
+    path = write_task(tmp_path / "data", "scores", columns=["row"], labels=None, range=[0, 2], metric="pearson")
     asked = [one for one in tiny_overrides if not one.startswith(("profile=", "task=", "data.path"))]
     assert main(["-m", "profile=own", *asked, f"task={path}", "experiment=own_task", "method=full", "seed=1,2"]) == 0
     report = build("own", [f"runtime.results={tmp_path}/results"])

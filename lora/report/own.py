@@ -88,7 +88,7 @@ def confusion_figure(entry: Mapping[str, Any], task: Task) -> Figure | None:
 
 def scatter_figure(rows: pd.DataFrame, task: Task) -> Figure | None:
     """The mean prediction of each method against the dev rows' scores. `rows`: of `errors_table`, all of them."""
-    methods = [name for name in rows.columns if name not in ("Row", "Wrong", "Label", *task.columns)]
+    methods = rows.columns[3 : -len(task.columns)]  # after Row, Wrong and Label, before the texts
     x = rows["Label"].astype(float).tolist()
     panels = [
         {"title": method, "y": "predicted", "series": [{"label": "", "x": x, "y": rows[method].astype(float).tolist()}]}

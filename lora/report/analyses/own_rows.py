@@ -102,7 +102,7 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
     """The dev rows that most runs get wrong, the worst first; of scores, all rows by the mean residual.
 
     Returns: Columns row (from 1), wrong (runs, or the residual), label, the prediction of each method (the most
-        frequent class, or the mean), and the texts.
+        frequent class, or the mean), and the texts; a text that is called like another column as `text: row`.
     """
     split = data.splits[task.validation_splits[0]]
     true, every = np.asarray(split["label"]), np.concatenate([np.array(runs) for runs in predictions.values()])
@@ -124,7 +124,8 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
         columns |= {"label": [f"{true[row]:.{digits}g}" for row in rows]}
         means = {label: np.mean(runs, axis=0) for label, runs in predictions.items()}
         columns |= {label: [f"{values[row]:.{digits}g}" for row in rows] for label, values in means.items()}
-    texts = {name: [split[name][int(row)] for row in rows] for name in task.columns}
+    heads = {name: f"text: {name}" if {name, name.lower()} & {"row", *columns} else name for name in task.columns}
+    texts = {head: [split[name][int(row)] for row in rows] for name, head in heads.items()}
     return pd.DataFrame({"row": [int(row) + 1 for row in rows], **columns, **texts})
 
 
