@@ -257,6 +257,15 @@ def test_a_report_reads_the_folder_where_it_is_typed(tmp_path, monkeypatch, caps
     assert "| LoRA (qv, r8) |" in capsys.readouterr().out
 
 
+def test_without_a_plan_the_tasks_file_defines_its_runs(moods, capsys):
+    folder, asked = moods
+    (folder / "own" / "plan.json").unlink()
+    command = ["report", "own", f"runtime.results={folder}/own"]
+    assert main(command) == 2 and "not defined here: launch it with task=FILE" in capsys.readouterr().err
+    assert main([*command, asked[0]]) == 0 and "n = 5: higher" in capsys.readouterr().out
+    assert "n = 5: higher" in (folder / "own" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     "broken",
     [
