@@ -12,6 +12,8 @@ from lora.cli import main
 from lora.data.facts import facts, facts_text
 from lora.data.own_task import read_task
 from lora.data.read import read
+from lora.files import read_object
+from lora.records.analysis import OWN_ROWS, analysis_json
 from lora.records.record import load_records
 from lora.report.analyses.own_rows import baselines, by_class, error_rows, scored, tf_idf
 from lora.report.build import build
@@ -180,3 +182,38 @@ def test_a_launch_ends_with_them(tiny_overrides, tmp_path, capsys):
     (pairs,) = (table.cells for table in both.tables if table.name == "pairs_own")
     of_task = pairs[pairs["Task"].str.startswith(task)]
     assert len(of_task) == 3 and not (of_task["... over both"] == "-").all()
+
+
+def test_tables_of_classes_say_of_which_runs_they_are(tiny_overrides, tmp_path, capsys):
+    """A selection shows the analysis of all runs, and a run that no launch ended with is not in it."""
+    path, where = write(tmp_path / "data", 80, 60), [f"runtime.results={tmp_path}/results"]
+    asked = [one for one in tiny_overrides if not one.startswith(("profile=", "task=", "data.path"))]
+    asked = ["profile=own", *asked, f"task={path}", "train.epochs=1"]
+    assert main(["-m", *asked, "experiment=own_task", "method=full", "seed=1,2"]) == 0
+    other = write_task(tmp_path / "data", "again")
+    assert main(["-m", *asked, f"task={other}", "experiment=own_task", "method=lora", "seed=1"]) == 0
+
+    def shown(*words):
+        report = build("own", [*where, *words])
+        (table,) = (table for table in report.tables if table.name == "classes_own")
+        return report, {row["Task"].partition("-")[0]: row["Runs"] for _, row in table.values.iterrows()}, table.notes
+
+    report, counts, notes = shown()
+    assert counts == {"moods": 2, "again": 1} and len(notes) == 1 and not report.problems
+    report, counts, notes = shown("seed=1", "method=full")
+    assert counts == {"moods": 2} and "of 2 runs of the folder, where the scores above are of 1." in notes[0]
+    assert not report.problems and main(["report", "own", *where]) == 0
+    assert main([*asked, "method=full", "seed=3"]) == 0
+    report, counts, notes = shown()
+    assert counts["moods"] == 2 and "are of 3. It lacks 1 of them" in notes[0]
+    capsys.readouterr()
+    assert main(["report", "own", *where]) == 1 and "lacks 1 of the runs of moods-" in capsys.readouterr().out
+    assert main(["analyse", "rows", "own", *where, f"task={path}", "seed=3"]) == 0
+    report, counts, notes = shown()
+    assert counts == {"moods": 3, "again": 1} and len(notes) == 1 and not report.problems
+    file = tmp_path / "results" / "analysis" / OWN_ROWS
+    content = read_object(file)
+    entries = [{key: value for key, value in entry.items() if key != "runs"} for entry in content["entries"]]
+    file.write_bytes(analysis_json(content["made_from"], entries))
+    report, counts, notes = shown("seed=1")
+    assert counts == {"moods": "-", "again": "-"} and len(notes) == 1 and not report.problems, "of an older version"

@@ -24,6 +24,7 @@ from lora.report.own import (
     classes_table,
     confusion_figure,
     costs_table,
+    coverage,
     errors_table,
     scatter_figure,
     test_table,
@@ -153,13 +154,14 @@ def errors(section: Section) -> list[Table]:
     if any(entry["methods"] for entry in section.own_rows.values()):
         cells = classes_table(section.own_rows, {name: tasks[name].labels for name in section.own_rows})
         drawn = {f"confusion_{name}": confusion_figure(entry, tasks[name]) for name, entry in section.own_rows.items()}
-        table = section.table("classes", "Each class", cells, [note("classes")], **drawn)
+        notes = [line for entry in section.own_rows.values() for line in coverage(entry, section.runs)]
+        table = section.table("classes", "Each class", cells, [*notes, note("classes")], **drawn)
         made.append(replace(table, banner="", above=""))
-    for name in section.own_rows:
+    for name, entry in section.own_rows.items():
         path = section.gathered.folder / "analysis" / ERRORS.format(task=name)
         if len(cells := errors_table(path)):
             title = "Dev rows that most runs get wrong" if tasks[name].labels else "Largest mean residuals"
-            notes = [note("errors").replace("FILE", f"analysis/{path.name}")]
+            notes = [*coverage(entry, section.runs), note("errors").replace("FILE", f"analysis/{path.name}")]
             drawn = {} if tasks[name].labels else {f"scatter_{name}": scatter_figure(cells, tasks[name])}
             table = section.table(f"errors_{name}", f"{title}: {name}", cells[:SHOWN_ROWS], notes, **drawn)
             made.append(replace(table, banner="", above="", folded=True, words=len(cells.columns)))

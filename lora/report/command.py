@@ -137,7 +137,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded; 2 an invalid call."""
+    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded or lacks runs; 2 an invalid call."""
     words, selects = arguments.overrides, bool(selecting(arguments.overrides))
     places = [word for word in words if word.startswith(PLACES)]
     report = build(arguments.profile, places)  # the page has all runs
