@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from lora.adapters.adapter import Adapter, in_scores
 from lora.adapters.folder import read_adapter
-from lora.adapters.peft import to_peft
+from lora.adapters.peft import PROBLEMS, to_peft
 from lora.adapters.predict import load_base, put_on, task_of
 from lora.errors import UserError, first_line
 from lora.files import at_home, write_atomically
@@ -57,9 +57,11 @@ def write_model(adapter: Adapter, place: Path, out: Path, base: str | None) -> N
     task = task_of(adapter, place)
     encoder = load_base(adapter, task, base)
     put_on(encoder, in_scores(adapter, torch.float32), task)
+    encoder.model.config.problem_type = PROBLEMS[bool(task.labels)]
     if task.labels:
         encoder.model.config.id2label = dict(enumerate(task.labels))
         encoder.model.config.label2id = {label: index for index, label in enumerate(task.labels)}
+    encoder.tokenizer.model_max_length = adapter.origin.max_length or encoder.tokenizer.model_max_length
     encoder.model.save_pretrained(out)
     encoder.tokenizer.save_pretrained(out)
 

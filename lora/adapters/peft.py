@@ -37,6 +37,7 @@ from lora.models.architectures import in_order, module_of, slice_of
 BASE = "base"  # the folder of a base below one that PEFT loads
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+PROBLEMS = {True: "single_label_classification", False: "regression"}  # by whether there are labels: for pipelines
 PEFT_TENSORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
 # Settings that only say how an adapter was made or found. Any other that is not in `Settings` must be off, because it
 # would change what the adapter computes, and so would an init outside INITS, which changes the pretrained weights.
@@ -128,14 +129,22 @@ def check_folder(place: str, adapter: Adapter) -> None:
 
 
 def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
-    """A base's files, and its config with the adapter's labels, for which PEFT has no field."""
+    """A base's files, with the adapter's labels in its config, and in its tokenizer's the number of tokens that inputs
+    are cut to: PEFT has no fields for them."""
     outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
     labels = adapter.origin.labels or ()
     names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
     config = read_object(place / "config.json")
     config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+    if labels or outputs == 1:
+        config["problem_type"] = PROBLEMS[outputs > 1]
     files: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}
-    return files | {f"{BASE}/config.json": json.dumps(config, indent=1).encode()}
+    described = {"config.json": config}
+    if adapter.origin.max_length is not None:
+        stated = place / "tokenizer_config.json"
+        described[stated.name] = read_object(stated) if stated.exists() else {}
+        described[stated.name]["model_max_length"] = adapter.origin.max_length
+    return files | {f"{BASE}/{name}": json.dumps(content, indent=1).encode() for name, content in described.items()}
 
 
 def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 The file is `results/<profile>/rates.yaml` (the setting `rates`), which git ignores. conf/ is never changed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,10 @@ RATES_FILE = "rates.yaml"
 TUNING = "tune"  # group of the tuning runs (runtime.group), which no table of results includes
 OTHER_METHOD = (  # settings that make another method, with a rate of its own; the rank and the targets do not
     *("method.type", "method.dora", "method.frozen_a", "method.init_a", "method.scaling", "train.lora_plus"),
+)
+MAY_DIFFER = (  # settings of the sections data and train in which the tunings of two methods need not be alike
+    *("train.lr", "data.train_rows", "train.lora_plus"),  # which name the rate
+    *("train.precision", "train.kernels", "train.accumulation", "train.eval_batch"),
 )
 HEAD = """# Learning rates chosen by `python -m lora tune`. Runs of this profile take them instead of those in
 # conf/hparams, unless rates=null or train.lr=VALUE is given. To go back for good, remove an entry or the file.
@@ -37,6 +41,7 @@ class Rate:
         tried: Rate -> mean over seeds of the best epoch's headline metric on the dev set, a fraction; None if training
             diverged or collapsed.
         train_rows: The number of train rows that it was tuned on; None: all.
+        stated: Settings of data and training in which the tuning runs differed from conf/, by the command's words.
     """
 
     model: str
@@ -47,6 +52,7 @@ class Rate:
     seeds: tuple[int, ...]
     tried: dict[float, float | None]
     train_rows: int | None = None
+    stated: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -54,8 +60,22 @@ class Rate:
 
     @property
     def tuned_alike(self) -> str:
-        """What the tuning of other methods must share: the number of values, and the train rows."""
-        return f"{len(self.tried)} values{f' on {self.train_rows} rows' if self.train_rows else ''}"
+        """What the tuning of other methods must share: the numbers of values, train rows and seeds, and settings."""
+        rows = [f"{self.train_rows} rows"] if self.train_rows else []
+        places = " and ".join([*rows, f"{len(self.seeds)} seeds"] if len(self.seeds) > 1 else rows)
+        stated = f" ({self.stated})" if self.stated else ""
+        return f"{len(self.tried)} values{f' on {places}' if places else ''}{stated}"
+
+
+def stated_text(stated: Mapping[str, Any], asked: Collection[str]) -> str | None:
+    """`Rate.stated` of tuning runs, `train.batch=4 train.epochs=8`.
+
+    Args:
+        stated: As of `lora.config.run.PlannedRun`.
+        asked: The settings that the command names; epochs may follow from the number of train rows instead.
+    """
+    kept = {key for key in stated if key.startswith(("data.", "train.")) and key in asked} - {*MAY_DIFFER}
+    return " ".join(f"{key}={stated[key]}" for key in sorted(kept)) or None
 
 
 def rate_name(option: str, usual: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

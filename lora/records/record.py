@@ -136,7 +136,7 @@ FRAME_COLUMNS = (
     *("best", "last", "split_half", "best_epoch", "last_loss", "lowest_loss", "test", "test_rows"),
     *("trainable_method", "trainable_head", "total", "seconds", "step_ms", "checkpoint_bytes"),
     *("is_part", "train_rows", "draw", "fingerprint", "dev_fingerprint", "test_fingerprint", "device"),
-    *("truncated", "rate_from", "rate_name"),
+    "truncated",
 )
 
 
@@ -148,8 +148,7 @@ def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
         mean dev loss of the last epoch and the lowest of all epochs (missing before schema 3), `test` the best epoch's
         metric on labelled test rows, `draw` the seed that drew the train rows (-1: the same for all), `step_ms` and
         `checkpoint_bytes` the median time of a step and the size of an adapter (missing if they were not measured),
-        `truncated` the fraction of the rows that are longer than data.max_length, `rate_from` and
-        `rate_name` those of `lora.config.run.RuntimeConfig`.
+        `truncated` the fraction of the rows that are longer than data.max_length.
     """
     import pandas as pd  # half a second, which a run need not wait for
 
@@ -191,8 +190,6 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "test_fingerprint": data.get("test_fingerprint"),
         "device": record.provenance["device"],
         "truncated": sum(data["truncated"].values()) / sum(data["rows"].values()) if "truncated" in data else math.nan,
-        "rate_from": config["runtime"].get("rate_from"),
-        "rate_name": config["runtime"].get("rate_name"),
     }
 
 

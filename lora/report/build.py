@@ -1,14 +1,15 @@
 """Build a profile's report from its records: tables, verdicts and figures. `lora.report.command` writes its files."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from lora.config.select import PLACES
 from lora.cost.efficiency.summary import read_summaries
 from lora.files import REFERENCE
-from lora.records.analysis import Analyses, read_analyses
+from lora.records.analysis import OWN_ROWS, Analyses, read_analyses
 from lora.records.record import load_curves
 from lora.report.adapter_tables import subtraction_table, table7
 from lora.report.catalogue import TABLES, sections_of
@@ -21,6 +22,7 @@ from lora.report.experiments import FOLDERS, LAYERS, ROWS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
+from lora.report.own import lacking
 from lora.report.rates import learning_rate_table, origins_of
 from lora.report.runs import with_others_epoch
 from lora.report.train_rows import sentences
@@ -91,7 +93,13 @@ class Report:
 def read_more(gathered: Gathered) -> tuple[pd.DataFrame, Analyses]:
     """The curves of its records, and the analyses that were made from them."""
     curves = load_curves(list(gathered.state.ok.values()))
-    return curves, read_analyses(gathered.folder / "analysis", gathered.every_ok)
+    analyses, older = read_analyses(gathered.folder / "analysis", gathered.every_ok), []
+    if all(word.startswith((*PLACES, "task=")) for word in gathered.overrides):  # else a table lacks runs itself
+        for task, entry in analyses.own_rows.items():
+            if count := len(lacking(entry, gathered.own_runs)):
+                what = f"analysis/{OWN_ROWS} lacks {count} of the runs of {task}"
+                older.append(f"{what}: rebuild it with python -m lora analyse rows")
+    return curves, replace(analyses, problems=(*analyses.problems, *older))
 
 
 def verdicts_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) -> list[Verdict]:

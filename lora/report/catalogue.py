@@ -81,7 +81,9 @@ class Section:
     ) -> Table:
         """A table; the experiment's own by default."""
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
-        ending, banner = ENDINGS[self.kind], tuning_banner(self.runs) if self.kind == "own" else BANNERS[self.kind]
+        ending, banner = ENDINGS[self.kind], BANNERS[self.kind]
+        if self.kind == "own":
+            banner = tuning_banner(self.runs, self.gathered.rates)
         file, title = file or self.experiment.tables[0], f"{title or self.experiment.title} ({self.gathered.name})"
         drawn = {f"{key}{ending}": figure for key, figure in figures.items() if figure is not None}
         table = Table(f"{file}{ending}", title, cells, words, tuple(notes), banner, self.above, drawn)
@@ -125,13 +127,14 @@ def errors(section: Section) -> list[Table]:
         drawn = {
             f"confusion_{name}": own.confusion_figure(entry, tasks[name]) for name, entry in section.own_rows.items()
         }
-        table = section.table(cells, [note("classes")], "classes", "Each class", **drawn)
+        notes = [line for entry in section.own_rows.values() for line in own.coverage(entry, section.runs)]
+        table = section.table(cells, [*notes, note("classes")], "classes", "Each class", **drawn)
         made.append(replace(table, banner="", above=""))
-    for name in section.own_rows:
+    for name, entry in section.own_rows.items():
         path = section.gathered.folder / "analysis" / ERRORS.format(task=name)
         if len(cells := own.errors_table(path)):
             title = "Dev rows that most runs get wrong" if tasks[name].labels else "Largest mean residuals"
-            notes = [note("errors").replace("FILE", f"analysis/{path.name}")]
+            notes = [*own.coverage(entry, section.runs), note("errors").replace("FILE", f"analysis/{path.name}")]
             drawn = {} if tasks[name].labels else {f"scatter_{name}": own.scatter_figure(cells, tasks[name])}
             table = section.table(cells[: own.SHOWN_ROWS], notes, f"errors_{name}", f"{title}: {name}", **drawn)
             made.append(replace(table, banner="", above="", folded=True, words=len(cells.columns)))
@@ -228,6 +231,6 @@ def sections_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) ->
             if len(values := every[key].unique()) > 1:
                 mixed = f"the table of {name} would mix the {key}s {', '.join(values)}"
                 raise UserError(f"{mixed}: name one ({key}={min(values)})")
-        every = with_sizes(every, gathered.tasks) if name == ROWS else every
+        every = with_sizes(every) if name == ROWS else every
         for kind, of_kind in sorted(every.groupby("kind"), key=lambda group: KINDS.index(group[0])):
             yield Section(gathered, experiment, kind, of_kind, curves, analyses)

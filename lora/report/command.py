@@ -137,9 +137,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded; 2 an invalid call."""
+    """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded or lacks runs; 2 an invalid call."""
     words, selects = arguments.overrides, bool(selecting(arguments.overrides))
-    report = build(arguments.profile, [word for word in words if word.startswith(PLACES)])  # the page has all runs
+    places = [word for word in words if word.startswith(PLACES)]
+    report = build(arguments.profile, places)  # the page has all runs
+    if not report.state.ok and place(words, "task"):  # without a plan, a user's task is known by its file alone
+        report = build(arguments.profile, [*places, *(word for word in words if word.startswith("task="))])
     gathered = report.gathered
     if not gathered.state.ok:
         known = (gathered.reference / gathered.profile).exists()

@@ -78,6 +78,11 @@ class Gathered:
         """Whether all runs are on user-defined tasks, which no claim of the paper is about."""
         return len(self.runs) > 0 and set(self.runs["kind"]) == {"own"}
 
+    @property
+    def own_runs(self) -> pd.DataFrame:
+        """The runs of the main tables on user-defined tasks."""
+        return self.runs[self.runs["kind"].eq("own") & self.runs["experiment"].isin(MAIN)]
+
     @cached_property
     def every(self) -> pd.DataFrame:
         """Each run once, in the tables' order."""

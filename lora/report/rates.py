@@ -1,11 +1,12 @@
 """The learning rates that were tried, and how the rate of each run was chosen."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from lora.config.plan import LEARNING_RATE
-from lora.config.rates import Rate
+from lora.config.rates import Rate, nearest_rate
 from lora.data.metrics import better
 from lora.report.experiments import EXPERIMENTS
 from lora.report.figures import by_rate
@@ -88,33 +89,38 @@ def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found)
 
 
-def rates_table(runs: pd.DataFrame, rates: Iterable[Rate]) -> pd.DataFrame:
+def tuned_rate(run: Any, rates: Sequence[Rate]) -> Rate | None:
+    """The entry of the user's file that chose a run's rate, whether it was there before the run or found the rate of
+    conf/; None if the command stated the rate, or the file has another by now."""
+    place = (run.model, run.protocol, run.task, run.rate_name)
+    rate = nearest_rate(rates, place, int(run.train_rows), run.whole_rows)
+    return rate if rate is not None and rate.lr == run.lr and run.rate_from != "stated" else None
+
+
+def rates_table(runs: pd.DataFrame, rates: Sequence[Rate]) -> pd.DataFrame:
     """Each method's learning rate on each task, and how it was chosen. `rates`: the tuned ones."""
-    known, lines = {(*one.key, one.lr): one for one in rates}, []
+    lines = []
     runs = runs.assign(label=row_names(runs, ["model", "protocol"]))
-    for run in runs.dropna(subset="lr").drop_duplicates(["label", "task", "lr", "rate_from"]).itertuples():
-        chosen = ORIGIN_WORDS["stated" if pd.isna(run.rate_from) else run.rate_from]
-        rate = known.get((run.model, run.protocol, run.task, run.rate_name, run.lr))
-        if run.rate_from == "tuned" and rate is not None:  # the file may have changed since
+    for run in runs.dropna(subset="lr").itertuples():
+        chosen = ORIGIN_WORDS[run.rate_from]
+        if (rate := tuned_rate(run, rates)) is not None:
             edge = ", at the edge" if rate.lr in (min(rate.tried), max(rate.tried)) else ""
-            chosen += f", of {rate.tuned_alike.replace(' values', '')}{edge}"
+            chosen = f"{ORIGIN_WORDS['tuned']}, of {rate.tuned_alike.replace(' values', '')}{edge}"
         line = {"Method": run.label, "Task": task_title(run.task)}
         lines.append(line | {"Learning rate": f"{run.lr:g}", "Chosen": chosen})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).drop_duplicates(ignore_index=True)
 
 
-def tuning_banner(runs: pd.DataFrame) -> str:
+def tuning_banner(runs: pd.DataFrame, rates: Sequence[Rate]) -> str:
     """What stands above the tables if no learning rate was tuned, or stated for every method."""
-    origins = set(runs["rate_from"].dropna())
-    return NOTES["untuned"] if origins - {"stated"} and "tuned" not in origins else ""
+    return NOTES["untuned"] if {*origins_of(runs, rates).values()} == {"untuned"} else ""
 
 
-def origins_of(runs: pd.DataFrame, rates: Iterable[Rate]) -> dict[str, str]:
+def origins_of(runs: pd.DataFrame, rates: Sequence[Rate]) -> dict[str, str]:
     """run_id -> how its rate was chosen: `untuned`, or `tuned, of 3 values`. Without runs whose rate was stated."""
-    sizes = {(*rate.key, rate.lr): f"tuned, of {rate.tuned_alike}" for rate in rates}
     found = {}
-    for run in runs.dropna(subset="rate_from").itertuples():
-        if run.rate_from != "stated":
-            tuned = sizes.get((run.model, run.protocol, run.task, run.rate_name, run.lr), "tuned")
-            found[run.run_id] = tuned if run.rate_from == "tuned" else "untuned"
+    for run in runs[runs["rate_from"] != "stated"].dropna(subset="lr").itertuples():
+        rate = tuned_rate(run, rates)
+        usual = "tuned" if run.rate_from == "tuned" else "untuned"
+        found[run.run_id] = usual if rate is None else f"tuned, of {rate.tuned_alike}"
     return found

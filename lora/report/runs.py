@@ -2,8 +2,9 @@
 
 Columns: experiment; the setting of the run (`FACTS`), and all others that name it, by their keys (`train.epochs`);
 `terms`, the epochs and train rows in which two runs must agree to be compared: what a command states, not what conf/
-gives each method; `label`, the name of its row; `kind`, one of `KINDS`; and, if it is trained, the columns of
-`lora.records.record.load_frame` and `collapsed`.
+gives each method; `RATE`: how its learning rate was chosen, as of the last launch that asked for it, and the number of
+train rows of the whole split; `label`, the name of its row; `kind`, one of `KINDS`; and, if it is trained, the columns
+of `lora.records.record.load_frame` and `collapsed`.
 """
 
 import re
@@ -86,6 +87,7 @@ def human_count(value: float) -> str:
 
 
 FACTS = ["model", "protocol", "slug", "method", "start", "task", "seed"]
+RATE = ["rate_from", "rate_name", "whole_rows"]  # by which an entry of the user's rates is found
 PLACE = ["protocol", "slug", "start", "task", "seed"]  # where a run stands in the tables of any encoder
 ROW = ["model", "protocol", "slug", "method", "label"]  # the columns that identify a line of a table
 CELL = [*ROW, "start", "task"]  # the columns that identify a cell
@@ -108,9 +110,11 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
         named = {key: value for key, value in named_settings(run.config).items() if key not in dropped}
         epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
         facts |= {"task": run.task.name, "metric": run.task.metric, "terms": (epochs, named[TRAIN_ROWS])}
+        runtime, whole = run.config.runtime, run.task.official_rows[run.task.train_split]
+        facts |= {"rate_from": runtime.rate_from or "stated", "rate_name": runtime.rate_name, "whole_rows": whole}
         rows.setdefault((experiment, run.run_id), facts | named)
     settings = setting_columns(dict.fromkeys(key for row in rows.values() for key in row))
-    columns = ["experiment", "run_id", *FACTS, "metric", "terms", *settings]
+    columns = ["experiment", "run_id", *FACTS, "metric", "terms", *RATE, *settings]
     return pd.DataFrame([*rows.values()], columns=columns, dtype=object)
 
 

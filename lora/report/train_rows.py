@@ -10,7 +10,6 @@ from dataclasses import replace
 import pandas as pd
 
 from lora.data.metrics import better
-from lora.data.tasks import Task
 from lora.report.figures import Figure, bands, figure
 from lora.report.runs import row_names, summarise, task_labels, task_title
 from lora.report.stats import DIGITS, ENOUGH_SEEDS, Interval, all_pairs, interval_of, mean_interval, needed_text
@@ -18,12 +17,11 @@ from lora.report.tables import score
 from lora.table import Cell, Value
 
 
-def with_sizes(runs: pd.DataFrame, tasks: Mapping[str, Task]) -> pd.DataFrame:
+def with_sizes(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with the column `size`, the number of train rows that was asked for, and labels that name the encoder or
     the protocol where there are several."""
-    whole = [tasks[task].official_rows["train"] for task in runs["task"]]
     asked = pd.to_numeric(runs["data.train_rows"], errors="coerce")  # null: all
-    sizes = asked.fillna(pd.Series(whole, index=runs.index)).astype(int)
+    sizes = asked.fillna(runs["whole_rows"].astype(int)).astype(int)
     return runs.assign(size=sizes, label=row_names(runs, ["model", "protocol"]))
 
 

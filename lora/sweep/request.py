@@ -168,7 +168,7 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
     Args:
         path: As of `rates_setting`.
     Raises: UserError: If runs of a table of results have a seed that chose learning rates, on which the rates look
-        best; or if methods of a task were tuned with different numbers of values, or some not at all.
+        best; or if methods of a task were not tuned alike (`Rate.tuned_alike`), or some not at all.
     """
     rates = read_rates(path)
     tuned = {seed for rate in rates for seed in rate.seeds}

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora.config.compose import chosen_option, compose_run
-from lora.config.rates import TUNING, Rate, rates_path, read_rates, write_rates
+from lora.config.rates import TUNING, Rate, rates_path, read_rates, stated_text, write_rates
 from lora.config.run import PlannedRun, RunConfig
 from lora.data.metrics import better
 from lora.errors import DIVERGED, UnfinishedError, UserError
@@ -72,7 +72,8 @@ def main(given: argparse.Namespace) -> None:
         if key in earlier and earlier[key] != best:
             line += f"; replaces {earlier[key]:g}, chosen earlier"
         print(line)
-        rates.append(Rate(*place, best, tuple(map(int, axes["seed"])), tried, rows))
+        stated = stated_text(of_task[0].stated, asked)
+        rates.append(Rate(*place, best, tuple(map(int, axes["seed"])), tried, rows, stated))
     if rates:
         write_rates(path, rates)
         print(f"written to {path}: the next runs of profile {profile} take these rates (rates=null: those of conf/)")

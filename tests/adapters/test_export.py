@@ -10,7 +10,7 @@ import pytest
 import tiny_glue
 import torch
 from peft import AutoPeftModelForSequenceClassification
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from lora.cli import main
 from lora.data.own_task import read_task
@@ -37,7 +37,7 @@ def trained(overrides, *more: str) -> str:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_library_alone_has_the_logits_of_predict(tiny_overrides, model_dir, tmp_path, name):
     adapter, out = trained(tiny_overrides, *METHODS[name]), str(tmp_path / "out")
-    texts = ["the film was good", "a bad story well told", "good"]
+    texts = ["the film was good", "a bad story well told", "good", "good bad " * 20]  # the last is cut at 32 tokens
     with open(tmp_path / "rows.csv", "w", newline="") as file:
         csv.writer(file).writerows([["sentence"], *([text] for text in texts)])
     table = ["--input", f"{tmp_path}/rows.csv", "--output", f"{tmp_path}/out.csv"]
@@ -53,32 +53,37 @@ def test_the_library_alone_has_the_logits_of_predict(tiny_overrides, model_dir, 
     )
     tokenizer = AutoTokenizer.from_pretrained(f"{out}/base" if is_peft else out)
     with torch.no_grad():
-        shares = model.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1)
+        inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        shares = model.eval()(**inputs).logits.softmax(-1)
     with open(tmp_path / "out.csv") as file:
         rows = list(csv.DictReader(file))
     labels = TASKS["cola"].labels
     expected = [[float(row[f"p_{label}"]) for label in labels] for row in rows]
     assert torch.allclose(shares, torch.tensor(expected), atol=2e-6)
     assert [model.config.id2label[int(one)] for one in shares.argmax(-1)] == [row["prediction"] for row in rows]
+    answers = pipeline("text-classification", out, tokenizer=f"{out}/base" if is_peft else out)(texts, truncation=True)
+    assert [(one["label"], one["score"]) for one in answers] == [
+        (row["prediction"], pytest.approx(max(share), abs=2e-6)) for row, share in zip(rows, expected, strict=True)
+    ]
 
 
-def test_a_regression_of_ones_own_gives_scores(model_dir, tmp_path):
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_regression_of_ones_own_gives_scores(model_dir, tmp_path, merged):
     scores = [(f"word {number} {'good' if number % 3 else 'bad'}", f"{10 * (number % 3)}") for number in range(30)]
     for split in ("train", "dev"):
         own_tasks.write_csv(tmp_path / f"{split}.csv", scores)
     path = own_tasks.write_task(tmp_path, labels=None, range=[0, 20], metric="pearson")
     overrides = ["profile=own", f"task={path}", *own_tasks.settings(model_dir), *own_tasks.folders(tmp_path)]
     adapter, texts = trained(overrides, "method=lora"), ["word good", "word bad"]
-    assert main(["export", adapter, str(tmp_path / "out"), "--merged", "--model", str(model_dir)]) == 0
+    out = str(tmp_path / "out")
+    assert main(["export", adapter, out, *["--merged"] * merged, "--model", str(model_dir)]) == 0
     own_tasks.write_csv(tmp_path / "rows.csv", [[text] for text in texts], ["text"])
     table = ["--input", f"{tmp_path}/rows.csv", "--output", f"{tmp_path}/out.csv"]
     assert main(["predict", "--adapter", adapter, "--model", str(model_dir), *table]) == 0
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    with torch.no_grad():
-        found = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
+    classify = pipeline("text-classification", out, tokenizer=out if merged else f"{out}/base")
     with open(tmp_path / "out.csv") as file:
-        assert found.tolist() == pytest.approx([float(row["prediction"]) for row in csv.DictReader(file)], rel=1e-4)
+        expected = [float(row["prediction"]) for row in csv.DictReader(file)]
+    assert [one["score"] for one in classify(texts)] == pytest.approx(expected, rel=1e-4)
     assert read_task(path).label_range == (0, 20)
 
 

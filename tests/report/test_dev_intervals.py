@@ -197,13 +197,19 @@ def test_the_command_writes_its_file_and_without_labels_it_is_an_error(predicted
     written = json.loads(path.read_bytes())
     assert {tuple(entry["tasks"]) for entry in written["entries"]} == {("cola",)}
     gone = {"a run that is gone": "0" * 64}
-    for changed, kept in (({}, 1), (gone, 0)):  # entries on tasks without labels here stay while their records do
-        earlier = [*written["entries"], {**written["entries"][0], "tasks": ["rte"]}]
+    turned = [pair[::-1] for pair in written["entries"][0]["pairs"]]
+    for changed, kept in (({}, 1), (gone, 0)):  # what this report does not compare stays while its records do
+        earlier = [*written["entries"], {**written["entries"][0], "pairs": turned, "tasks": ["rte"]}]
         path.write_bytes(analysis_json(written["made_from"] | changed, earlier))
         main(given)
         entries = json.loads(path.read_bytes())["entries"]
         assert [entry["tasks"] for entry in entries].count(["rte"]) == kept
         assert len(entries) == len(written["entries"]) + kept
+    path.write_bytes(analysis_json(written["made_from"], written["entries"]))
+    main(argparse.Namespace(profile="small", overrides=[*OVERRIDES[:2], "seed=1"]))
+    of_part = json.loads(path.read_bytes())["entries"]
+    assert of_part[: len(written["entries"])] == written["entries"], "a selection adds its comparisons"
+    assert len(of_part) > len(written["entries"])
     for rows in ("0" * 64, "1" * 64):  # other labels of the same texts: trained again, with the same predictions
         for record in load_records(results / "small")[0]:
             data = record.provenance["data"] | {"dev_fingerprint": rows}

@@ -30,7 +30,7 @@ from lora.report.rates import origins_of, rates_table
 from lora.report.runs import facts_of
 from lora.report.stats import all_pairs
 from lora.report.terminal import markdown_report
-from lora.sweep.request import select_runs
+from lora.sweep.request import check_tuning, select_runs
 
 BASELINES = ("Most frequent class", "TF-IDF, logistic regression")
 FIXED = ["train.precision=fp32", "train.kernels=stock"]
@@ -166,11 +166,37 @@ def test_methods_are_judged_only_if_their_rates_were_chosen_alike():
         assert line.endswith(f"n = 5: {word}")
 
 
-def test_how_a_rate_was_chosen_is_read_from_the_record_and_the_file():
-    about = {"model": "minilm", "protocol": "ours", "task": "rte", "rate_name": "lora", "lr": [1e-3, 1e-3, 2e-3, 1e-3]}
-    runs = pd.DataFrame({**about, "run_id": [*"abcd"], "rate_from": ["tuned", "conf", "tuned", "stated"]})
-    rates = [Rate("minilm", "ours", "rte", "lora", 1e-3, (0,), {1e-3: 0.5, 2e-3: 0.4, 3e-3: 0.1})]
-    assert origins_of(runs, rates) == {"a": "tuned, of 3 values", "b": "untuned", "c": "tuned"}
+def test_how_a_rate_was_chosen_follows_from_the_plan_and_the_file():
+    """A file has a rate per number of train rows; the nearest is the run's."""
+    about = {"model": "minilm", "protocol": "ours", "task": "rte", "rate_name": "lora", "train_rows": 2490}
+    runs = pd.DataFrame(
+        {**about, "whole_rows": 2490, "run_id": [*"abcdef"], "lr": [1e-3, 1e-3, 2e-3, 1e-3, 2e-3, 1e-3]}
+    )
+    runs = runs.assign(rate_from=["tuned", "conf", "tuned", "stated", "default", "tuned"])
+    runs.loc[5, "train_rows"] = 90
+    rate = Rate("minilm", "ours", "rte", "lora", 1e-3, (0,), {1e-3: 0.5, 2e-3: 0.4, 3e-3: 0.1})
+    on_100 = dataclasses.replace(rate, train_rows=100, tried={1e-3: 0.5, 2e-3: 0.4})
+    found = {"a": "tuned, of 3 values", "b": "tuned, of 3 values", "c": "tuned", "e": "untuned"}
+    assert origins_of(runs, [rate, on_100]) == found | {"f": "tuned, of 2 values on 100 rows"}
+
+
+def test_a_default_rate_that_tune_finds_best_is_tuned_and_stays_so_without_the_file(moods):
+    """Its runs are not trained again, and their records say how they were first asked for."""
+    folder, asked = moods
+    path, one = folder / "own" / "rates.yaml", compose_run([asked[0], "profile=own", "method=full", "rates=null"])
+    rate = Rate(one.model.name, one.protocol, one.task, "full", one.train.lr, (0,), {one.train.lr: 0.6, 1: 0.5, 2: 0.1})
+    write_rates(path, [rate, dataclasses.replace(rate, method="lora", lr=2)])
+    runs = select_runs("own", [*asked, f"rates={path}"])
+    check_tuning(runs, path)
+    add_to_plan(folder / "own", runs)
+    for run in (run for run in runs if run.method == "lora"):
+        write_run(folder / "own", run, 0.71 + 0.01 * run.seed)
+    for chosen in ("tuned, of 3", "tuned"):
+        report = build("own", asked[1:2], folder)
+        assert report.answers[0].endswith("n = 5: higher")
+        (rates,) = (table for table in report.tables if table.name == "rates_own")
+        assert [text.removesuffix(", at the edge") for text in rates.cells["Chosen"]] == [chosen, chosen]
+        path.unlink(missing_ok=True)
 
 
 def test_two_tasks_of_ones_own_get_an_answer_each_and_no_average(moods):
@@ -228,6 +254,15 @@ def test_a_report_reads_the_folder_where_it_is_typed(tmp_path, monkeypatch, caps
         assert main(["report", "mini", *asked, *more]) == 0
         assert (tmp_path / folder / "report.html").exists()
     assert "| LoRA (qv, r8) |" in capsys.readouterr().out
+
+
+def test_without_a_plan_the_tasks_file_defines_its_runs(moods, capsys):
+    folder, asked = moods
+    (folder / "own" / "plan.json").unlink()
+    command = ["report", "own", f"runtime.results={folder}/own"]
+    assert main(command) == 2 and "not defined here: launch it with task=FILE" in capsys.readouterr().err
+    assert main([*command, asked[0]]) == 0 and "n = 5: higher" in capsys.readouterr().out
+    assert "n = 5: higher" in (folder / "own" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,12 @@ from lora.cli import main
 from lora.data.facts import facts, facts_text
 from lora.data.own_task import read_task
 from lora.data.read import read
+from lora.files import read_object
+from lora.records.analysis import OWN_ROWS, analysis_json
 from lora.records.record import load_records
 from lora.report.analyses.own_rows import baselines, by_class, error_rows, metric_of, tf_idf
 from lora.report.build import build
+from lora.report.own import errors_table
 from lora.report.plots import draw
 
 RANDOM = np.random.default_rng(0)
@@ -87,11 +90,22 @@ def test_rows_that_most_runs_get_wrong_come_with_their_text(task):
     assert found["text"].item() == split["text"][4] and found["label"].item() == task.labels[true[4]]
 
 
+def test_texts_may_be_called_like_the_other_columns(tmp_path):
+    rows = [(f"one {number}", f"two {number}", ["bad", "good"][number % 2]) for number in range(6)]
+    for split in ("train", "dev"):
+        write_csv(tmp_path / f"{split}.csv", rows, ("Wrong", "LoRA", "mood"))
+    task = read_task(write_task(tmp_path, columns=["Wrong", "LoRA"]))
+    error_rows(task, read(task, "own"), {"LoRA": [np.zeros(6, int)]}).to_csv(tmp_path / "errors.csv", index=False)
+    found = errors_table(tmp_path / "errors.csv")
+    assert found.columns.tolist() == ["Row", "Wrong", "Label", "LoRA", "text: Wrong", "text: LoRA"]
+    assert found.iloc[0].tolist() == [2, "1 of 1 runs", "good", "bad", "one 1", "two 1"]
+
+
 def test_scores_have_a_mean_a_ridge_and_residuals(tiny_overrides, tmp_path):
     scores = [(f"word {number} {'good' if number % 3 else 'bad'}", f"{number % 3}") for number in range(60)]
     for split in ("train", "dev"):
-        write_csv(tmp_path / "data" / f"{split}.csv", scores)
-    path = write_task(tmp_path / "data", "scores", labels=None, range=[0, 2], metric="pearson")
+        write_csv(tmp_path / "data" / f"{split}.csv", scores, ("row", "mood"))
+    path = write_task(tmp_path / "data", "scores", columns=["row"], labels=None, range=[0, 2], metric="pearson")
     asked = [one for one in tiny_overrides if not one.startswith(("profile=", "task=", "data.path"))]
     assert main(["-m", "profile=own", *asked, f"task={path}", "experiment=own_task", "method=full", "seed=1,2"]) == 0
     report = build("own", [f"runtime.results={tmp_path}/results"])
@@ -168,3 +182,38 @@ def test_a_launch_ends_with_them(tiny_overrides, tmp_path, capsys):
     (pairs,) = (table.cells for table in both.tables if table.name == "pairs_own")
     of_task = pairs[pairs["Task"].str.startswith(task)]
     assert len(of_task) == 3 and not (of_task["... over both"] == "-").all()
+
+
+def test_tables_of_classes_say_of_which_runs_they_are(tiny_overrides, tmp_path, capsys):
+    """A selection shows the analysis of all runs, and a run that no launch ended with is not in it."""
+    path, where = write(tmp_path / "data", 80, 60), [f"runtime.results={tmp_path}/results"]
+    asked = [one for one in tiny_overrides if not one.startswith(("profile=", "task=", "data.path"))]
+    asked = ["profile=own", *asked, f"task={path}", "train.epochs=1"]
+    assert main(["-m", *asked, "experiment=own_task", "method=full", "seed=1,2"]) == 0
+    other = write_task(tmp_path / "data", "again")
+    assert main(["-m", *asked, f"task={other}", "experiment=own_task", "method=lora", "seed=1"]) == 0
+
+    def shown(*words):
+        report = build("own", [*where, *words])
+        (table,) = (table for table in report.tables if table.name == "classes_own")
+        return report, {row["Task"].partition("-")[0]: row["Runs"] for _, row in table.values.iterrows()}, table.notes
+
+    report, counts, notes = shown()
+    assert counts == {"moods": 2, "again": 1} and len(notes) == 1 and not report.problems
+    report, counts, notes = shown("seed=1", "method=full")
+    assert counts == {"moods": 2} and "of 2 runs of the folder, where the scores above are of 1." in notes[0]
+    assert not report.problems and main(["report", "own", *where]) == 0
+    assert main([*asked, "method=full", "seed=3"]) == 0
+    report, counts, notes = shown()
+    assert counts["moods"] == 2 and "are of 3. It lacks 1 of them" in notes[0]
+    capsys.readouterr()
+    assert main(["report", "own", *where]) == 1 and "lacks 1 of the runs of moods-" in capsys.readouterr().out
+    assert main(["analyse", "rows", "own", *where, f"task={path}", "seed=3"]) == 0
+    report, counts, notes = shown()
+    assert counts == {"moods": 3, "again": 1} and len(notes) == 1 and not report.problems
+    file = tmp_path / "results" / "analysis" / OWN_ROWS
+    content = read_object(file)
+    entries = [{key: value for key, value in entry.items() if key != "runs"} for entry in content["entries"]]
+    file.write_bytes(analysis_json(content["made_from"], entries))
+    report, counts, notes = shown("seed=1")
+    assert counts == {"moods": "-", "again": "-"} and len(notes) == 1 and not report.problems, "of an older version"

@@ -1,5 +1,6 @@
 """The three ways to ask for runs: values select from a profile's grids, replace those of one grid, or are the grid."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -213,6 +214,14 @@ def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
     write_rates(path, [Rate("minilm", "ours", "cola", "full", 1e-4, (99,), tried | {1e-5: 0.5})])
     with pytest.raises(UserError, match="full with 4 values, lora with 3 values"):
         check_tuning(select_runs("small", asked), path)
+    for unlike, words in (
+        ({"stated": "train.epochs=8"}, r"full with 3 values, lora with 3 values \(train.epochs=8\)"),
+        ({"seeds": (98, 99)}, "full with 3 values, lora with 3 values on 2 seeds"),
+    ):
+        full = Rate("minilm", "ours", "cola", "full", 1e-4, (99,), tried)
+        write_rates(path, [full, dataclasses.replace(full, method="lora", **unlike)])
+        with pytest.raises(UserError, match=words):
+            check_tuning(select_runs("small", [*asked, "method=full,lora"]), path)
 
 
 PLACED = ("data.path=", "data.source=", "runtime.", "launcher")

@@ -74,6 +74,8 @@ def test_the_best_of_a_grid_is_kept_with_how_it_was_chosen(tuned):
         tried.setdefault(config["method"]["name"], {})[config["train"]["lr"]] = score
     content = yaml.safe_load((folder / "results" / "rates.yaml").read_text())["rates"]
     assert [entry["method"] for entry in content] == ["full", "lora"]
+    conditions = "data.max_length=32 train.batch=4 train.epochs=3"
+    assert {entry["stated"] for entry in content} == {conditions}, "without lr, precision and kernels"
     for entry in content:
         scores = tried[entry["method"]]
         known = {lr: score for lr, score in scores.items() if score is not None}

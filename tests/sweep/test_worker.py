@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -108,9 +107,15 @@ def test_parts_of_a_split_share_the_dev_rows_alone(trained, tiny_overrides, glue
         verify_inputs([part], [record], ())
 
 
+def rows_of(record, fingerprint):
+    """Other train rows than a record's, and its dev rows."""
+    dev = record.provenance["data"]["dev_fingerprint"]
+    return reader.TaskData("hub", {}, {}, {}, False, {}, None, fingerprint, dev)
+
+
 def test_a_single_run_on_other_rows_than_those_of_its_folder_is_refused(trained, tiny_overrides, monkeypatch):
     _, record = trained
-    monkeypatch.setattr(reader, "read", lambda *_, **__: SimpleNamespace(fingerprint="other rows", dev_fingerprint=None))
+    monkeypatch.setattr(reader, "read", lambda *_, **__: rows_of(record, "other rows"))
     other = compose_run([*tiny_overrides, "train.epochs=1", "method=full"])
     with pytest.raises(UserError, match=f"the rows of cola are not those that {record.run_id}"):
         ensure_record(other, mistakes_fail=False)
@@ -138,8 +143,8 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     done, other = sorted(runs, key=lambda run: run.run_id != record.run_id)
     assert done.run_id == record.run_id
     reads = []
-    prints = {"fingerprint": record.provenance["data"]["fingerprint"], "dev_fingerprint": None}
-    monkeypatch.setattr(reader, "read", lambda *_, **__: reads.append(1) or SimpleNamespace(**prints))
+    prints = [record.provenance["data"]["fingerprint"]]
+    monkeypatch.setattr(reader, "read", lambda *_, **__: reads.append(1) or rows_of(record, prints[0]))
     if is_refused:
         with pytest.raises(UserError, match="the revision of the rows of cola are not those"):
             verify_inputs([done], [record], ())
@@ -147,7 +152,7 @@ def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
     verify_inputs([done], [record], ())
     assert not reads
     verify_inputs([other], [record], {other.run_id})
-    prints["fingerprint"] = "other rows"
+    prints[0] = "other rows"
     with pytest.raises(UserError, match="the rows of cola are not those"):
         verify_inputs([other], [record], {other.run_id})
     assert len(reads) == 2

@@ -141,15 +141,16 @@ def main(given: argparse.Namespace) -> None:
 
 
 def write(report: Report, labels: Mapping[str, np.ndarray]) -> int:
-    """Write the analysis, if it has any comparisons. `labels`: as of `read_labels`. Returns: Their number."""
+    """Write the analysis, if the report has any comparisons. Others of records that are still the same stay: a report
+    may be of a selection, or of other tasks. `labels`: as of `read_labels`. Returns: The number of comparisons."""
     gathered, entries = report.gathered, compare(report, labels)
     if not entries:
         return 0
-    path = gathered.folder / "analysis" / EXAMPLES
+    path, every = gathered.folder / "analysis" / EXAMPLES, entries
     hashes = {record.run_id: record.scored for record in load_records(gathered.folder)[0]}
     if path.exists() and (earlier := read_object(path))["made_from"].items() <= hashes.items():
-        kept = [one for one in earlier["entries"] if "score" in one and not labels.keys() >= {*one["tasks"]}]
-        entries = [*kept, *entries]  # on other tasks, of records that are still the same
-    made_from = {run_id: hashes[run_id] for entry in entries for pair in entry["pairs"] for run_id in pair}
-    write_atomically(path, analysis_json(made_from, entries))
+        every = [*(one for one in earlier["entries"] if "score" in one), *entries]
+    kept = {comparison_key(one["pairs"], one["score"]): one for one in every}
+    made_from = {run_id: hashes[run_id] for entry in kept.values() for pair in entry["pairs"] for run_id in pair}
+    write_atomically(path, analysis_json(made_from, [*kept.values()]))
     return len(entries)

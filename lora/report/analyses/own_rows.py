@@ -27,7 +27,6 @@ from lora.files import read_object, rounded, write_atomically
 from lora.records.analysis import ERRORS, OWN_ROWS, analysis_json
 from lora.records.predictions import dev_predictions
 from lora.report.analyses.dev_intervals import check_metric, pseudo_values
-from lora.report.experiments import MAIN
 from lora.report.gather import Gathered, gather, run_here
 from lora.report.gather import options as options
 from lora.report.runs import row_names
@@ -102,7 +101,7 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
     """The dev rows that most runs get wrong, the worst first; of scores, all rows by the mean residual.
 
     Returns: Columns row (from 1), wrong (runs, or the residual), label, the prediction of each method (the most
-        frequent class, or the mean), and the texts.
+        frequent class, or the mean), and the texts; a text that is called like another column as `text: row`.
     """
     split = data.splits[task.validation_splits[0]]
     true, every = np.asarray(split["label"]), np.concatenate([np.array(runs) for runs in predictions.values()])
@@ -124,14 +123,14 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
         columns |= {"label": [f"{true[row]:.{digits}g}" for row in rows]}
         means = {label: np.mean(runs, axis=0) for label, runs in predictions.items()}
         columns |= {label: [f"{values[row]:.{digits}g}" for row in rows] for label, values in means.items()}
-    texts = {name: [split[name][int(row)] for row in rows] for name in task.columns}
+    heads = {name: f"text: {name}" if {name, name.lower()} & {"row", *columns} else name for name in task.columns}
+    texts = {head: [split[name][int(row)] for row in rows] for name, head in heads.items()}
     return pd.DataFrame({"row": [int(row) + 1 for row in rows], **columns, **texts})
 
 
 def analyse(gathered: Gathered) -> int:
     """Write the analysis of each own task whose rows are at hand. Those of other tasks stay. Returns: Their number."""
-    runs = gathered.runs[gathered.runs["kind"].eq("own") & gathered.runs["experiment"].isin(MAIN)]
-    runs = runs.assign(label=row_names(runs, ["model", "protocol"]))
+    runs = gathered.own_runs.assign(label=row_names(gathered.own_runs, ["model", "protocol"]))
     entries, made_from, path = [], {}, gathered.folder / "analysis" / OWN_ROWS
     for name, of_task in runs.dropna(subset="device").groupby("task", sort=False):
         task = gathered.tasks[name]
@@ -156,11 +155,13 @@ def analyse(gathered: Gathered) -> int:
         compared = baselines(task, data) if task.metric in METRICS else []
         if of_task["train_rows"].nunique() > 1:
             compared = [one | {"name": f"{one['name']}, on {data.rows['train']:,} rows"} for one in compared]
-        entries.append({"task": name, **facts(task, data), "baselines": compared, "methods": classes})
-    count, found = len(entries), {entry["task"] for entry in entries}
-    hashes = {run_id: record.scored for run_id, record in gathered.state.ok.items()}
+        of_methods = of_task.groupby("label", sort=False)["run_id"].agg(list).to_dict()
+        found = {"baselines": compared, "methods": classes, "runs": of_methods}
+        entries.append({"task": name, **facts(task, data), **found})
+    count, analysed = len(entries), {entry["task"] for entry in entries}
+    hashes = {run_id: record.scored for run_id, record in gathered.every_ok.items()}
     if path.exists() and (earlier := read_object(path))["made_from"].items() <= hashes.items():
-        entries += [entry for entry in earlier["entries"] if entry["task"] not in found]
+        entries += [entry for entry in earlier["entries"] if entry["task"] not in analysed]
         made_from = earlier["made_from"] | made_from
     if count:
         write_atomically(path, analysis_json(made_from, rounded(entries)))
