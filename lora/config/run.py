@@ -97,6 +97,8 @@ class TrainConfig:
     """Optimization: AdamW with linear warm-up and decay, and how the reported epoch is chosen.
 
     Args:
+        selection: What chooses the reported epoch: MNLI's dev split (others have one), or as many train rows as the run
+            trains on, which it does not train on.
         class_weights: `balanced` weighs the loss of an example of class k by n / (K n_k), of the n train rows.
         accumulation: Names the run where its dropout masks differ from those of whole batches (`RunConfig.settings`).
         weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
@@ -115,7 +117,7 @@ class TrainConfig:
     adam_eps: float
     dropout: float | None
     head_dropout: float | None
-    selection: Literal["matched", "mismatched", "pooled"]
+    selection: Literal["matched", "mismatched", "pooled", "train_rows"]
     precision: Literal["fp32", "bf16"]
     kernels: Literal["fused", "stock"]
     eval_batch: int
@@ -309,6 +311,11 @@ def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
             least, whole, asked = max(2, len(task.labels)), task.official_rows[task.train_split], config.data.train_rows
             rule = f"from {least}, a row for each class, to {whole - 1}, fewer than all, with train_draw=seed"
             problems.check(least <= asked < whole, "data.train_rows", rule, asked)
+        if config.train.selection == "train_rows":
+            part, whole = config.data.train_rows, task.official_rows[task.train_split]
+            rule = f"at most half of {whole} with train.selection=train_rows, since as many choose the epoch"
+            problems.check(part is not None and 2 * part <= whole, "data.train_rows", rule, part)
+            problems.check(config.data.train_draw == "seed", "data.train_draw", "seed with it", config.data.train_draw)
     except SettingsError as error:
         problems += error.problems
     problems.done()

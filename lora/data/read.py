@@ -20,6 +20,7 @@ from lora.files import at_home, listing
 from lora.rng import shuffled
 
 BOM = b"\xef\xbb\xbf"
+TRAIN_ROWS = "train_rows"  # as train.selection, and as the name of a split
 STRATA = 5  # of scores, in a draw that keeps their spread
 HUB_ID = "nyu-mll/glue"
 
@@ -59,6 +60,7 @@ def read(
     train_rows: int | None = None,
     splits: tuple[str, ...] | None = None,
     draw: int | None = None,
+    left: bool = False,
 ) -> TaskData:
     """Read splits of a task.
 
@@ -70,6 +72,7 @@ def read(
             all rows.
         splits: None reads train and validation.
         draw: None takes the same subset for every seed. A number draws one of its own (`stratified`).
+        left: Take as many train rows from those that are left, the next ones of the same order.
     Raises: UserError: If a file is not available, or a row does not fit the task.
     """
     if task.is_definition_only:
@@ -90,7 +93,7 @@ def read(
         else:
             folder = at_home(path) if source == "parquet" else None
             rows, commit = read_hub_layout(task, split, folder, revision)
-        read_rows[split] = as_dataset(task, rows, subset(task, split, rows["label"], train_rows, draw))
+        read_rows[split] = as_dataset(task, rows, subset(task, split, rows["label"], train_rows, draw, left))
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
     dev = {split: read_rows[split] for split in task.validation_splits if split in read_rows}
@@ -107,30 +110,36 @@ def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datase
     return datasets.Dataset.from_dict({**picked, "idx": rows}, features=features)
 
 
-RunRows = tuple[TaskData, TaskData | None]  # train and validation, and test rows if they have labels
+RunRows = tuple[TaskData, dict[str, TaskData]]  # train and validation, and further splits by name
 
 
-def read_for_run(task: Task, rows: Mapping[str, Any]) -> RunRows:
-    """The train and validation rows of a run, and the test rows of a user-defined task, if they have labels.
+def read_for_run(task: Task, rows: Mapping[str, Any], selection: str) -> RunRows:
+    """The train and validation rows of a run, and by name those of further splits: `test`, of a user-defined task whose
+    test rows have labels, and `train_rows`, those that choose the epoch where train.selection says so.
 
     Args:
         rows: The arguments of `read` (`lora.config.run.RunConfig.rows`).
     """
-    data = read(task, **rows)
-    if task.own is None or not task.test_splits:
-        return data, None
-    test = read(task, rows["source"], splits=task.test_splits)
-    return data, None if None in test.splits["test"]["label"][:] else test
+    more = {}
+    if task.own is not None and task.test_splits:
+        more["test"] = read(task, rows["source"], splits=task.test_splits)
+        if None in more["test"].splits["test"]["label"][:]:
+            del more["test"]
+    if selection == TRAIN_ROWS:
+        more[TRAIN_ROWS] = read(task, **rows, splits=(task.train_split,), left=True)
+    return read(task, **rows), more
 
 
-def subset(task: Task, split: str, labels: Sequence, train_rows: int | None, draw: int | None) -> np.ndarray:
-    """Indices of the rows to use, in split order: all, or the first `train_rows` of an order of the train split, which
-    is one fixed shuffle or, with `draw`, `stratified`."""
+def subset(
+    task: Task, split: str, labels: Sequence, train_rows: int | None, draw: int | None, left: bool = False
+) -> np.ndarray:
+    """Indices of the rows to use, in split order: all, or the first `train_rows` of an order of the train split (or the
+    next ones), which is one fixed shuffle or, with `draw`, `stratified`."""
     count = len(labels)
     if split != task.train_split or train_rows is None or train_rows >= count:
         return np.arange(count)
     order = shuffled(count, "train rows", task.name) if draw is None else stratified(task, np.asarray(labels), draw)
-    return np.sort(order[:train_rows])
+    return np.sort(order[train_rows : 2 * train_rows] if left else order[:train_rows])
 
 
 def stratified(task: Task, labels: np.ndarray, draw: int) -> np.ndarray:

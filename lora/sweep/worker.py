@@ -251,9 +251,9 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
             from lora.data.read import read_for_run  # loads the datasets library
 
-            found = read_for_run(run.task, config.rows)
+            found = read_for_run(run.task, config.rows, config.train.selection)
             rows[part], rows[config.task, "dev"] = found[0].fingerprint, found[0].dev_fingerprint
-            rows |= {(config.task, "test"): found[1].fingerprint} if found[1] is not None else {}
+            rows |= {(config.task, "test"): found[1]["test"].fingerprint} if "test" in found[1] else {}
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lora.data import metrics
 from lora.data.batching import Encoded, collate, evaluation_batches, to_device
 from lora.data.own_metric import compute_own
+from lora.data.read import TRAIN_ROWS
 from lora.data.tasks import Task
 from lora.errors import DIVERGED, DivergedError
 from lora.rng import shuffled
@@ -81,17 +82,21 @@ def evaluate(
 
 
 def selecting_split(task: Task, selection: str) -> str:
+    """The split that the scores of a run are of."""
     if len(task.validation_splits) == 1:
         return task.validation_splits[0]
     return selection if selection == "pooled" else f"validation_{selection}"
 
 
 def choose_epochs(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
-    """Choose `best`, the first epoch with the best headline metric (the last if it is never defined), and `last`."""
+    """Choose `best`, the first epoch with the best headline metric (the last if it is never defined), and `last`. Their
+    values are those of the selecting split, also where train rows choose."""
     split = selecting_split(task, selection)
     scores = [{"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]} for entry in epochs]
-    defined = [score for score in scores if score["value"] is not None]
-    best = max(defined, key=lambda score: metrics.better(task.metric) * score["value"], default=scores[-1])
+    chosen_by = [entry["metrics"].get(TRAIN_ROWS, entry["metrics"][split])[task.metric] for entry in epochs]
+    defined = [(value, score) for value, score in zip(chosen_by, scores, strict=True) if value is not None]
+    better = metrics.better(task.metric)
+    _, best = max(defined, key=lambda one: better * one[0], default=(None, scores[-1]))
     return {"metric": task.metric, "split": split, "best": best, "last": scores[-1]}
 
 

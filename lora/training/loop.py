@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lora.config.run import RunConfig
 from lora.data.batching import collate, encode, epoch_batches, to_device
-from lora.data.read import RunRows, read_for_run
+from lora.data.read import TRAIN_ROWS, RunRows, read_for_run
 from lora.data.tasks import Task
 from lora.errors import DIVERGED, DivergedError
 from lora.methods import apply
@@ -81,7 +81,7 @@ def run(
     process = start_process(config)
 
     # Rows, model and method.
-    data, test = run_rows or read_for_run(task, config.rows)
+    data, further = run_rows or read_for_run(task, config.rows, train.selection)
     max_length = config.data.max_length
     encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout, max_length)
     model, tokenizer = encoder.model, encoder.tokenizer
@@ -94,7 +94,7 @@ def run(
     method, params = model.applied.method, count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
-    tested = {} if test is None else {"test": encode(test.splits["test"], task, tokenizer, max_length)}
+    more = {name: encode(next(iter(of.splits.values())), task, tokenizer, max_length) for name, of in further.items()}
     truncated = {name: len(split.truncated) for name, split in splits.items()}
     if process.rank == 0 and any(truncated.values()):
         announce_truncated(config.task, sum(truncated.values()) / sum(data.rows.values()), max_length)
@@ -105,7 +105,8 @@ def run(
     step = prepare_step(model, config, task, process, steps, data.splits["train"]["label"][:])
 
     # The loop, from the beginning or from the checkpoint.
-    inputs = made_from(config, data.fingerprint + (test.fingerprint if test else ""), encoder, process)
+    fingerprints = "".join([data.fingerprint, *(of.fingerprint for of in further.values())])
+    inputs = made_from(config, fingerprints, encoder, process)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
     checkpointer = Checkpointer(path, config.runtime.checkpoint_minutes, step, inputs)
     state = checkpointer.resume(started_at)
@@ -135,15 +136,18 @@ def run(
         for name in task.validation_splits:
             predictions[name], dev_loss[name] = predict(model, splits[name], *arguments)
         values = evaluate(predictions, splits, task, config.runtime.outputs)
+        if TRAIN_ROWS in more:
+            choosing = {TRAIN_ROWS: predict(model, more[TRAIN_ROWS], *arguments)[0]}
+            values |= evaluate(choosing, more, task, config.runtime.outputs)
         metric = values[headline][task.metric]
         mean_loss = torch.stack(state.losses).mean().item()
         losses = {"train_loss": mean_loss, "loss": dev_loss}
         entry = {"epoch": epoch, "step": state.step, **losses, "metrics": values}
         selected = choose_epochs([*state.epochs, entry], task, train.selection)
         is_best = selected["best"]["epoch"] == epoch
-        if tested and is_best:  # after the choice, which it does not enter
-            of_test = {"test": predict(model, tested["test"], *arguments)[0]}
-            values |= evaluate(of_test, tested, task, config.runtime.outputs)
+        if "test" in more and is_best:  # after the choice, which it does not enter
+            of_test = {"test": predict(model, more["test"], *arguments)[0]}
+            values |= evaluate(of_test, more, task, config.runtime.outputs)
         state.epochs.append(entry)
         state.losses = []
         state.predictions[epoch] = {name: torch.from_numpy(predicted) for name, predicted in predictions.items()}
@@ -154,9 +158,9 @@ def run(
     selected = choose_epochs(state.epochs, task, train.selection)
     arrays = {epoch: {name: t.numpy() for name, t in tensors.items()} for epoch, tensors in state.predictions.items()}
     selected["split_half"] = {"value": split_half(arrays, splits, task, train.selection)}
-    if test is not None:
+    if "test" in more:
         of_best = state.epochs[selected["best"]["epoch"] - 1]["metrics"]["test"]
-        selected["test"] = {"value": of_best[task.metric], "rows": test.rows["test"]}
+        selected["test"] = {"value": of_best[task.metric], "rows": further["test"].rows["test"]}
     seconds = state.earlier_seconds + time.monotonic() - started
     packed = save({f"{epoch}.{name}": array for epoch, by_split in arrays.items() for name, array in by_split.items()})
     record = RunRecord(
@@ -189,7 +193,7 @@ def run(
             "tokenizer": encoder.tokenizer_files,
             "revision": encoder.revision,
             "data": {key: getattr(data, key) for key in RECORDED}
-            | {"truncated": truncated, "test_fingerprint": None if test is None else test.fingerprint},
+            | {"truncated": truncated, "test_fingerprint": getattr(further.get("test"), "fingerprint", None)},
             # PEFT's version and the parameters that it resolved
             **({"peft": {"version": version("peft"), **method.options}} if method.name == "peft" else {}),
         },

@@ -11,6 +11,8 @@ from synthetic import populate
 
 from lora.cli import main
 from lora.config.rates import Rate, nearest_rate, write_rates
+from lora.data.own_task import read_task
+from lora.data.read import read
 from lora.errors import UserError
 from lora.records.record import load_records
 from lora.report.build import build
@@ -173,3 +175,29 @@ def test_methods_and_sizes_of_a_seed_share_its_train_rows(tmp_path, model_dir, c
     write_csv(tmp_path / "data" / "train.csv", learnable(64, 9))
     assert main(["-m", "profile=own", *words, "train.epochs=1"]) == 2
     assert "are not those that" in capsys.readouterr().err
+
+
+def test_train_rows_outside_the_subset_choose_the_epoch_and_the_dev_rows_only_score(tmp_path, model_dir):
+    """The epoch is the best on rows that follow the subset's in the seed's order; the score is that epoch's on dev."""
+    path = write(tmp_path / "data", 80, 24)
+    words = [f"task={path}", "experiment=null", "method=lora", "seed=3", *settings(model_dir), *folders(tmp_path)]
+    words += ["data.train_rows=32", "data.train_draw=seed", "train.selection=train_rows", "train.epochs=6"]
+    assert main(["-m", "profile=own", *words]) == 0
+    (record,), _ = load_records(tmp_path / "results")
+    choosing, dev = (
+        [epoch["metrics"][split]["accuracy"] for epoch in record.epochs] for split in ("train_rows", "validation")
+    )
+    assert record.selected["best"] == {"epoch": 1 + int(np.argmax(choosing)), "value": dev[np.argmax(choosing)]}
+    task = read_task(path)
+    first, left = (
+        read(task, "own", train_rows=32, draw=3, left=left).splits["train"]["idx"][:] for left in (False, True)
+    )
+    assert not {*first} & {*left} and {*first, *left} == {
+        *read(task, "own", train_rows=64, draw=3).splits["train"]["idx"]
+    }
+    for changed, message in (
+        ("data.train_rows=41", "at most half of 80"),
+        ("data.train_draw=fixed", "must be seed with"),
+    ):
+        with pytest.raises(UserError, match=message):
+            select_runs("own", [*words, changed])
