@@ -120,7 +120,7 @@ def test_every_comparison_of_every_claim_has_cells_in_some_committed_runs():
             found = [one for one in entry["findings"] if one["n"] != 0]
             judged[entry["id"]] = max(judged.get(entry["id"], 0), len(found))
     for claim in read_claims():
-        if claim.experiment != "layers":  # which is being trained; test_layers judges its claims on drawn records
+        if claim.experiment not in ("layers", "rows"):  # not yet trained; their claims are judged on drawn records
             assert judged.get(claim.id, 0) >= len(claim.compare), claim.id
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from own_tasks import folders, learnable, settings, write, write_csv, write_task
 from scipy import stats
-from synthetic import populate
+from synthetic import noise, populate
 
 from lora.cli import main
 from lora.config.rates import Rate, nearest_rate, write_rates
@@ -201,3 +201,28 @@ def test_train_rows_outside_the_subset_choose_the_epoch_and_the_dev_rows_only_sc
     ):
         with pytest.raises(UserError, match=message):
             select_runs("own", [*words, changed])
+
+
+def test_the_claims_on_labels_are_judged_at_their_size_on_the_average_of_both_tasks(tmp_path):
+    def drawn(run):
+        gain = {"full": 0.0, "houlsby": 0.01, "lora": 0.03 if run.train_rows == 100 else -0.02}[run.method]
+        return 0.8 + gain + 0.004 * noise(run.run_id)
+
+    runs = populate(tmp_path / "rows", "rows", ["experiment=rows", *FIXED], drawn)
+    of = {(run.method, run.train_rows, run.task.name, run.seed): 100 * drawn(run) for run in runs}
+    verdicts = {verdict.claim.id: verdict for verdict in build("rows", [], tmp_path).verdicts}
+    for claim, method, size in (
+        ("lora_above_full_at_100_rows", "lora", 100),
+        ("lora_above_full_at_300_rows", "lora", 300),
+        ("adapters_above_full_at_100_rows", "houlsby", 100),
+    ):
+        values = [
+            np.mean([of[method, size, task, seed] - of["full", size, task, seed] for task in ("stsb", "sst2")])
+            for seed in range(41, 51)
+        ]
+        (finding,) = verdicts[claim].findings
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert finding.n == 10 and np.allclose([finding.mean, finding.low, finding.high], [np.mean(values), low, high])
+        word = "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
+        assert verdicts[claim].word == word, claim
+    assert {verdicts[claim].word for claim in verdicts if "_rows" in claim} == {"supported", "contradicted"}
