@@ -16,7 +16,7 @@ from lora.report.comparisons import change_table, method_pairs, minus, pairs_tab
 from lora.report.experiments import ADHOC, EXPERIMENTS, FOLDERS, LAYERS, OWN, OWN_TASK, ROWS, Experiment
 from lora.report.figures import Figure, by_parameters, forest, learning_curves, minus_base, minus_lora, slopes
 from lora.report.gather import Gathered
-from lora.report.labels import EPOCHS
+from lora.report.labels import EPOCHS, setting
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
 from lora.report.rates import rates_table, tuning_banner
@@ -195,7 +195,9 @@ def lengths(section: Section) -> list[Table]:
 
 def sizes(section: Section) -> list[Table]:
     cells = sizes_table(section.runs, section.summary)
-    made = section.table(cells, [*section.notes, note(ROWS)], rows=sizes_figure(section.runs))
+    by_train_rows = setting(section.runs, "train.selection").eq("train_rows").any()
+    notes = [*section.notes, note(ROWS), *([note("rows_chosen")] if by_train_rows else [])]
+    made = section.table(cells, notes, rows=sizes_figure(section.runs))
     cells, title = rates_table(section.runs, section.gathered.rates), "How each learning rate was chosen, by train rows"
     return [made, replace(section.table(cells, [note("rates")], f"{ROWS}_rates", title), banner="", above="")]
 
