@@ -37,6 +37,7 @@ PLAN_FILE, LAUNCH, LOCK = "plan.json", "launch.json", "plan.lock"
 ADHOC, OWN_TASK = "adhoc", "own_task"  # in place of an experiment: a grid of the command's own; a user's task
 COMPARING = ("glue_table2", OWN_TASK)  # the experiments that compare methods
 LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
+ROWS = "rows"  # the experiment over numbers of train rows
 OF_RUN = ("seed", "start_seed", "start_run")  # what tells the runs of a group apart
 PATH_KEYS = (("data", "path"), ("model", "path"))
 
@@ -275,8 +276,10 @@ def add_to_plan(results: str | Path, asked: Iterable[PlannedRun]) -> Plan:
 
 
 def question(run: PlannedRun) -> str:
-    """What a run was asked for: everything but what conf/, tuned rates and the machine add."""
-    asked = (run.model, dict(run.options), dict(run.stated), run.task.name, run.start, run.seed)
+    """What a run was asked for: everything but what conf/, tuned rates and the machine add, and the epochs that follow
+    from a number of train rows."""
+    stated = {key: value for key, value in run.stated.items() if key != "train.epochs" or ROWS not in run.experiments}
+    asked = (run.model, dict(run.options), stated, run.task.name, run.start, run.seed)
     return json.dumps((*asked, run.config.data.train_rows), sort_keys=True)
 
 

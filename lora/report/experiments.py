@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from lora.config.plan import ADHOC, COMPARING, LEARNING_RATE, OWN_TASK
+from lora.config.plan import ADHOC, COMPARING, LEARNING_RATE, OWN_TASK, ROWS
 from lora.files import ROOT
 
 FOLDERS = ROOT / "experiments"  # their pages, claims and the paper's cells
 OWN = "own"  # in place of an experiment: records that none expects
 LAYERS = "layers"
-ROWS = "rows"
 REPEATED = "repeated"  # the folder of runs trained again, below that of the records
 
 
@@ -22,7 +21,7 @@ class Experiment:
         tables: The tables on its page, experiments/<name>/README.md; its own is the first.
         unnamed: Settings that name none of its rows where all seeds of a cell agree: each cell has its own value, or
             the table a column for each.
-        columns: Settings that name none of its rows wherever they differ, because its table has a column for them.
+        columns: Settings that tell its cells apart, and name none of its rows: its table has a line for each value.
     """
 
     name: str
@@ -64,7 +63,8 @@ EXPERIMENTS = {
             ROWS,
             "How many labels: scores by the number of train rows",
             (ROWS,),
-            columns=("data.train_rows", "data.train_draw", "train.epochs", "train.lr"),
+            unnamed=("train.epochs", "train.lr"),
+            columns=("data.train_rows", "data.train_draw"),
         ),
         Experiment(LEARNING_RATE, "Learning rates tried, on seeds outside the tables of results", (LEARNING_RATE,)),
         Experiment(OWN, "Other runs in this folder", (OWN,)),

@@ -182,7 +182,7 @@ def frame_of(
     for name, experiment in EXPERIMENTS.items():
         if len(own := every[every["experiment"] == name]):
             compared = pd.concat([main, own]) if name == OWN else own  # other runs say in what they differ
-            unnamed = [*experiment.columns, *shared_settings(own, experiment.unnamed)]
+            unnamed = [*experiment.columns, *shared_settings(own, experiment.unnamed, experiment.columns)]
             runs = with_labels(compared, main, unnamed)
             tables.append(in_table_order(runs[runs["experiment"] == name]))
     return pd.concat(tables) if tables else every

@@ -146,9 +146,9 @@ def with_labels(runs: pd.DataFrame, main: pd.DataFrame | None = None, without: C
     return runs if "start" in without else runs.assign(label=row_names(runs, ["start"]))
 
 
-def shared_settings(runs: pd.DataFrame, keys: Iterable[str]) -> list[str]:
-    """The settings in which all runs of a method on a task agree."""
-    counts = runs.groupby(["model", "slug", "start", "task"])[[key for key in keys if key in runs]].nunique()
+def shared_settings(runs: pd.DataFrame, keys: Iterable[str], columns: Iterable[str] = ()) -> list[str]:
+    """The settings in which all runs of a method on a task agree, or those of them that agree in `columns`."""
+    counts = runs.groupby(["model", "slug", "start", "task", *columns])[[key for key in keys if key in runs]].nunique()
     return [key for key in counts if counts[key].eq(1).all()]
 
 

@@ -226,3 +226,13 @@ def test_the_claims_on_labels_are_judged_at_their_size_on_the_average_of_both_ta
         word = "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
         assert verdicts[claim].word == word, claim
     assert {verdicts[claim].word for claim in verdicts if "_rows" in claim} == {"supported", "contradicted"}
+
+
+def test_the_last_launch_of_a_size_stands_in_the_table_and_stated_rates_have_rows_of_their_own(asked, tmp_path):
+    few = ["method=lora", "data.train_rows=56,null", "seed=1,2"]
+    for more in (["train.epochs=3"], [], ["train.lr=0.5"]):
+        populate(tmp_path / "results", "own", [*asked, *few, *more], score)
+    tables = {table.name: table for table in build("own", asked[1:2]).tables}
+    shown = tables["rows_own"].cells
+    assert [name for name in shown if name.startswith("LoRA")] == ["LoRA (qv, r8), lr=0.001", "LoRA (qv, r8), lr=0.5"]
+    assert shown["Epochs"].tolist() == ["50", "10"] and len(tables["own_own"].cells) > 0
