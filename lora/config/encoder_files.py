@@ -58,7 +58,10 @@ def check_folder(folder: Path) -> None:
 def refuse_longer(name: str, settings: Mapping[str, Any], max_length: int) -> None:
     """Raises: UserError: If an encoder with this config.json reads fewer tokens."""
     if max_length > longest_input(settings):
-        raise UserError(f"data.max_length is {max_length}, but {name} reads at most {longest_input(settings)} tokens")
+        most = longest_input(settings)
+        raise UserError(
+            f"data.max_length is {max_length}, but {name} reads at most {most} tokens: data.max_length={most}"
+        )
 
 
 def longest_input(settings: Mapping[str, Any]) -> int:

@@ -109,6 +109,8 @@ def setting_values(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list
             return []
     if key == "method":
         return [run.options.get(key, value.name)]  # dora and pissa are options of their own
+    if key == "data.train_rows":
+        return [value, run.train_rows]  # null on all rows, whose number is asked for too
     if key == "model":
         return [value.name, run.options.get(key), value.source]  # model=local: its source
     return [[*value] if isinstance(value, tuple) else value]

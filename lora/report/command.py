@@ -179,6 +179,7 @@ def analyse_own(profile: str, words: Sequence[str]) -> bool:
     that was possible."""
     from lora.report.analyses import dev_intervals, own_rows  # load the datasets library
 
+    print("computing baselines, errors and intervals over the dev rows ...", file=sys.stderr, flush=True)
     try:
         report = build(profile, [word for word in words if word.startswith(PLACES)])
         dev_intervals.write(report, dev_intervals.read_labels(report.gathered))

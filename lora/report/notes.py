@@ -24,7 +24,8 @@ def note(key: str) -> str:
 def encoder_notes(models: Iterable[str], kind: str = "whole") -> list[str]:
     """Notes on the encoders for tasks of this kind, for the encoders that have one."""
     known = NOTES["encoders_of_own" if kind == "own" else "encoders"]
-    return [known[model] for model in dict.fromkeys(models) if model in known]
+    names = [*dict.fromkeys(models)]
+    return [f"{f'{name}: ' * (len(names) > 1)}{known[name]}" for name in names if name in known]
 
 
 def caption(summary: pd.DataFrame) -> str:

@@ -36,7 +36,10 @@ def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
         line = ({"Task": task} if named else {}) | {"Method": label, "Trainable": trainable(of_method)}
         line |= {"Runs": len(of_method)}
-        line |= {"Minutes a run": number(middle["seconds"] / 60, ".1f"), "Step, ms": number(middle["step_ms"], ".1f")}
+        line |= {
+            "Minutes a run": number(middle["seconds"] / 60, ".1f" if middle["seconds"] >= 60 else ".2f"),
+            "Step, ms": number(middle["step_ms"], ".1f"),
+        }
         lines.append(line | {"A task on disk, MB": number(middle["checkpoint_bytes"] / 1e6, ".2f"), "Device": device})
     return pd.DataFrame(lines)
 

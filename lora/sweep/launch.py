@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from omegaconf import DictConfig
 
 from lora.config.compose import chosen_option, read_overrides
-from lora.config.plan import add_to_plan, read_plan
 from lora.config.run import PlannedRun, RuntimeConfig
 from lora.data.facts import facts, facts_text
 from lora.errors import UserError, listed
@@ -23,7 +22,7 @@ from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, count_of, duration
 from lora.sweep.request import check_tuning, grids_text, rates_setting, select_runs, sweep_settings
 from lora.sweep.state import State, estimator, own_records, sweep_state
-from lora.sweep.worker import Job, clean_up, has_adapter, run_job, verify_inputs
+from lora.sweep.worker import Job, add_runs, clean_up, has_adapter, run_job, verify_inputs
 from lora.training import processes
 from lora.training.processes import world_size
 
@@ -82,10 +81,7 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
             config_class(method)
         for folder in (results, outputs):
             check_writable(folder)
-    before, planned = read_plan(results).runs, add_to_plan(results, runs).runs
-    if replaced := [run_id for run_id, run in before.items() if run.experiments and not planned[run_id].experiments]:
-        what = count_of(len(replaced), "planned run")
-        print(f"replaced: {what}, by other rates or lines of conf/ ({replaced[0]}, ...)")
+    planned = add_runs(results, runs)
     todo = [planned[run.run_id] for run in todo]  # an adapter is saved if any launch wanted it
     print("\n".join(announcement(settings, runs, now, todo, workers)), flush=True)
     done = now.ok.keys() - {run.run_id for run in todo}

@@ -151,7 +151,8 @@ def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float |
         return None, f"{texts}; no rate: all runs diverged or collapsed; try other rates with train.lr=A,B,C"
     best = max(known, key=lambda rate: better(metric) * known[rate])
     edge = {min(tried): "lowest", max(tried): "highest"}.get(best)  # of all, diverged ones included
-    return best, f"{texts}; takes {best:g}{f', the {edge}: train.lr=A,B,C looks further' if edge else ''}"
+    further = f", the {edge}: train.lr=A,B,C looks further, with as many values for every method" if edge else ""
+    return best, f"{texts}; takes {best:g}{further}"
 
 
 def options(parser: argparse.ArgumentParser) -> None:

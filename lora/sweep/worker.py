@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
-from lora.config.plan import add_to_plan
+from lora.config.plan import add_to_plan, read_plan
 from lora.config.run import PlannedRun, RunConfig
 from lora.errors import DivergedError, UnfinishedError, UserError
 from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
@@ -31,7 +31,7 @@ from lora.records.record import (
     write_record,
 )
 from lora.sweep.notes import HeldError, Note, held
-from lora.sweep.progress import Display, about
+from lora.sweep.progress import Display, about, count_of
 from lora.training import processes
 from lora.training.processes import InterruptedRunError, check_batch, rank, world_size
 
@@ -111,7 +111,7 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None, rows: 
         watchers.append(Tracked(config))
     if note is not None and not mistakes_fail:
         watchers.append(Display(run, note))
-        planned = cache(lambda: add_to_plan(config.runtime.results, [run]))
+        planned = cache(lambda: add_runs(config.runtime.results, [run]))
         called.append(lambda progress: planned())  # at the first step: a mistake in its settings has shown by then
     called, written = [*watchers, *called], None
     try:
@@ -167,6 +167,15 @@ def write(run: PlannedRun, record: RunRecord, predictions: bytes | None, files: 
         write_record(runtime.results, record)
     clear(runtime.results, runtime.outputs, config.run_id)
     return record
+
+
+def add_runs(results: str | Path, runs: Sequence[PlannedRun]) -> Mapping[str, PlannedRun]:
+    """Add runs to a folder's plan, and say which planned runs they replace. Returns: All runs of the plan."""
+    before, planned = read_plan(results).runs, add_to_plan(results, runs).runs
+    if replaced := [run_id for run_id, run in before.items() if run.experiments and not planned[run_id].experiments]:
+        what = count_of(len(replaced), "planned run")
+        print(f"replaced: {what}, by other rates or lines of conf/ ({replaced[0]}, ...)", flush=True)
+    return planned
 
 
 def clear(results: str | Path, outputs: str | Path, run_id: str) -> None:

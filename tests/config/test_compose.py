@@ -28,7 +28,10 @@ from lora.training.fused.encoder import fuse
     ("overrides", "message"),
     [
         (["task=colaa"], "task must be one of .*cola.*got 'colaa'"),
-        (["profile=huge"], "profile must be one of base, decide, layers, long, mini, own, paper, small, got 'huge'"),
+        (
+            ["profile=huge"],
+            "profile must be one of base, decide, layers, long, mini, own, paper, rows, small, got 'huge'",
+        ),
         (["method.rank=0"], "method.rank must be >= 1, got 0"),
         (["train.epochs=two"], "train.epochs must be of type int, got 'two'"),
         (["data.source=embedded"], "data.source must be tsv or parquet or hub for task cola, got 'embedded'"),

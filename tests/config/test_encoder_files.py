@@ -95,7 +95,9 @@ def test_rows_that_are_cut_are_announced_and_counted_in_the_record(run, glue_dir
 
 
 def test_more_tokens_than_the_encoder_reads_are_refused(run):
-    with pytest.raises(UserError, match=r"data\.max_length is 65, but encoder-\w+ reads at most 64 tokens"):
+    with pytest.raises(
+        UserError, match=r"data\.max_length is 65, but encoder-\w+ reads at most 64 tokens: data.max_length=64"
+    ):
         ensure_record(run("data.max_length=65"), mistakes_fail=False)
 
 

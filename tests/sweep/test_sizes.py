@@ -236,3 +236,10 @@ def test_the_last_launch_of_a_size_stands_in_the_table_and_stated_rates_have_row
     shown = tables["rows_own"].cells
     assert [name for name in shown if name.startswith("LoRA")] == ["LoRA (qv, r8), lr=0.001", "LoRA (qv, r8), lr=0.5"]
     assert shown["Epochs"].tolist() == ["50", "10"] and len(tables["own_own"].cells) > 0
+
+
+def test_a_report_takes_the_number_of_all_rows_for_all_rows(asked, tmp_path):
+    populate(tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=56,900", "seed=1,2"], score)
+    report = build("own", [asked[1], "experiment=rows", "data.train_rows=56,900"])
+    (table,) = (table for table in report.tables if table.name == "rows_own")
+    assert [value.number for value in table.values["Train rows"]] == [56, 900]

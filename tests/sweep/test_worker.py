@@ -10,11 +10,12 @@ from commands import lora
 from trained import ensure_record
 
 from lora.config.compose import compose_run
+from lora.config.rates import Rate, write_rates
 from lora.data import read as reader
 from lora.errors import UserError
 from lora.records.record import adapter_path, read_record, record_path, write_record
 from lora.sweep.request import select_runs
-from lora.sweep.worker import usable_record, verify_inputs
+from lora.sweep.worker import add_runs, usable_record, verify_inputs
 
 
 @pytest.fixture
@@ -176,3 +177,15 @@ def test_a_single_run_reads_its_rows_once(tiny_overrides, monkeypatch):
     monkeypatch.setattr(reader, "read", lambda *args, **more: reads.append(args[0].name) or read(*args, **more))
     assert ensure_record(compose_run([*tiny_overrides, "train.epochs=1"]), mistakes_fail=False).status == "ok"
     assert reads == ["cola"]
+
+
+def test_a_single_run_says_which_planned_run_it_replaces(tiny_overrides, tmp_path, capsys):
+    asked = [word for word in tiny_overrides if not word.startswith(("train.lr=", "profile="))]
+    (before,) = select_runs("small", [*asked, "experiment=null", "rates=null"])
+    add_runs(tmp_path / "results", [before])
+    place = before.model, "ours", "cola", "lora"
+    write_rates(tmp_path / "rates.yaml", [Rate(*place, 0.5, (0,), {0.5: 0.5})])
+    (after,) = select_runs("small", [*asked, "experiment=null", f"rates={tmp_path}/rates.yaml"])
+    capsys.readouterr()
+    add_runs(tmp_path / "results", [after])
+    assert f"replaced: 1 planned run, by other rates or lines of conf/ ({before.run_id}" in capsys.readouterr().out
