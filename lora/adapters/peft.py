@@ -131,8 +131,11 @@ def check_folder(place: str, adapter: Adapter) -> None:
 def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
     """A base's files, with the adapter's labels in its config, and in its tokenizer's the number of tokens that inputs
     are cut to: PEFT has no fields for them."""
-    outputs = min(len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2)  # the output layer's
     labels = adapter.origin.labels or ()
+    sizes = {
+        len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2
+    }  # of the output layer, and of a dense one
+    outputs = len(labels) if len(labels) in sizes else min(sizes)
     names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
     config = read_object(place / "config.json")
     config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}

@@ -39,6 +39,7 @@ class TaskData:
         revision: The commit that the hub served; None for other sources.
         fingerprint: SHA-256 of the texts and labels: equal rows have equal fingerprints, from every source.
         dev_fingerprint: That of the validation splits alone, which every part of the train rows shares.
+        train_fingerprint: That of a user-defined task's whole train split, of which the rows may be a part.
     """
 
     source: str
@@ -50,6 +51,7 @@ class TaskData:
     revision: str | None
     fingerprint: str
     dev_fingerprint: str
+    train_fingerprint: str | None = None
 
 
 def read(
@@ -79,7 +81,7 @@ def read(
         raise UserError(f"where the rows of {task.name} lie is not known here: name its file, task=path/to/task.yaml")
     if source in ("tsv", "parquet") and not path:
         raise UserError(f"source {source} needs a folder: set GLUE_DIR= (data.path in a single run)")
-    read_rows, skipped, commit = {}, {}, None
+    read_rows, skipped, commit, whole = {}, {}, None, None
     for split in task.training_splits if splits is None else splits:
         if source == "embedded":
             rows = embedded_rows(task.name)[split]
@@ -87,6 +89,8 @@ def read(
             from lora.data.own_task import own_rows
 
             rows = own_rows(task.own, task.folder, split)
+            if split == task.train_split:
+                whole = fingerprint(task, {split: as_dataset(task, rows, np.arange(len(rows["label"])))})
         elif source == "tsv":
             rows, left_out = read_tsv(task, split, at_home(path))
             skipped |= left_out
@@ -97,7 +101,7 @@ def read(
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
     dev = {split: read_rows[split] for split in task.validation_splits if split in read_rows}
-    prints = fingerprint(task, read_rows), fingerprint(task, dev)
+    prints = fingerprint(task, read_rows), fingerprint(task, dev), whole
     return TaskData(source, read_rows, counts, official, counts != official, skipped, commit, *prints)
 
 

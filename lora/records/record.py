@@ -135,7 +135,8 @@ FRAME_COLUMNS = (
     *("run_id", "model", "method", "slug", "task", "protocol", "start", "seed", "lr", "epochs"),
     *("best", "last", "split_half", "best_epoch", "last_loss", "lowest_loss", "test", "test_rows"),
     *("trainable_method", "trainable_head", "total", "seconds", "step_ms", "checkpoint_bytes"),
-    *("is_part", "train_rows", "draw", "fingerprint", "dev_fingerprint", "test_fingerprint", "device"),
+    *("is_part", "train_rows", "draw", "fingerprint", "device"),
+    *("dev_fingerprint", "train_fingerprint", "test_fingerprint"),
     "truncated",
 )
 
@@ -187,6 +188,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "fingerprint": data["fingerprint"],
         "draw": config["seed"] if config["data"].get("train_draw") == "seed" else -1,
         "dev_fingerprint": data.get("dev_fingerprint"),
+        "train_fingerprint": data.get("train_fingerprint"),
         "test_fingerprint": data.get("test_fingerprint"),
         "device": record.provenance["device"],
         "truncated": sum(data["truncated"].values()) / sum(data["rows"].values()) if "truncated" in data else math.nan,

@@ -232,7 +232,7 @@ def refuse_mixed_rows(frame: pd.DataFrame) -> None:
     """Check that records of one task were made from the same dev rows, where they say so, and those on all train rows
     or on a part of one size from the same train rows too."""
     asked = frame["train_rows"].where(frame["is_part"].eq(True), 0)
-    of_task = ("dev_fingerprint", ["task"]), ("test_fingerprint", ["task"])
+    of_task = [(f"{split}_fingerprint", ["task"]) for split in ("dev", "train", "test")]
     for column, keys in (("fingerprint", [frame["task"], asked, frame["draw"]]), *of_task):
         for (task, *_), runs in frame.dropna(subset=column).groupby(keys):
             by_rows = runs.drop_duplicates(column)["run_id"]

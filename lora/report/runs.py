@@ -20,7 +20,7 @@ from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
 from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, method_words
-from lora.report.experiments import MAIN
+from lora.report.experiments import MAIN, ROWS
 from lora.report.labels import EPOCHS, TRAIN_ROWS, named_settings, setting_columns, setting_labels
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
@@ -109,6 +109,7 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
             run = replace(run, config=replace(run.config, data=replace(run.config.data, train_rows=None)))
         named = {key: value for key, value in named_settings(run.config).items() if key not in dropped}
         epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
+        epochs = str(run.config.train.epochs) if experiment == ROWS else epochs  # which follow from the size
         facts |= {"task": run.task.name, "metric": run.task.metric, "terms": (epochs, named[TRAIN_ROWS])}
         runtime, whole = run.config.runtime, run.task.official_rows[run.task.train_split]
         facts |= {"rate_from": runtime.rate_from or "stated", "rate_name": runtime.rate_name, "whole_rows": whole}
@@ -153,11 +154,14 @@ def shared_settings(runs: pd.DataFrame, keys: Iterable[str], columns: Iterable[s
 
 
 def row_names(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "start")) -> pd.Series:
-    """The label of each run, with its encoder, protocol or start where runs of its label differ in it."""
+    """The label of each run, with its protocol or start where runs of its label differ in it, and its encoder where any
+    runs do: methods of two encoders are no comparison."""
     names = runs["label"]
     for key in by:
         places = [names, runs["task"]] if key == "start" else names  # starts may differ by task within a row
-        differs = runs.groupby(places)[key].transform("nunique").gt(1).groupby(names).transform("any")
+        differs = pd.Series(runs["model"].nunique() > 1, index=runs.index)
+        if key != "model":
+            differs = runs.groupby(places)[key].transform("nunique").gt(1).groupby(names).transform("any")
         titles = [ROW_SUFFIXES[key].format(VALUE_TITLES.get(value, value)) for value in runs[key]]
         names = names + pd.Series(titles, index=runs.index, dtype=object).where(differs, "")
     return names

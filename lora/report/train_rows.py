@@ -67,7 +67,7 @@ def sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
         origins: As of `lora.report.rates.origins_of`: methods whose rates were not chosen alike are not compared.
     """
     lines = []
-    for task, of_task in runs.dropna(subset="best").groupby("task", sort=False):
+    for (task, _), of_task in runs.dropna(subset="best").groupby(["task", "model"], sort=False):
         sizes = sorted(set(of_task["size"].tolist()))
         for label, of_method in of_task.groupby("label", sort=False) if len(sizes) > 1 else ():
             few, many = sizes[-2:]
@@ -109,6 +109,8 @@ def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
     sign = better(runs["metric"].iloc[0])
     best = max(groups, key=lambda label: sign * groups[label]["best"].astype(float).mean())
     pairs = all_pairs(groups, sides=[(best, other) for other in groups if other != best])
+    if len(pairs) < len(groups) - 1 or pairs["n"].min() == 0:
+        return "not compared, because their epochs differ, or no seed has all methods"
     shown = ", ".join(f"{interval_of(row).shown} against {row.other}" for row in pairs.itertuples())
     n = " to ".join(dict.fromkeys(str(count) for count in (pairs["n"].min(), pairs["n"].max())))
     collapsed = collapsed_among(runs)

@@ -250,7 +250,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
     found, asked = None, {}  # configurations by task
-    rows: dict[tuple[Any, ...], str] = {}  # by task, part of the train rows and draw, or by task and "dev" or "test"
+    rows: dict[tuple[Any, ...], str | None] = {}  # by task, part of the train rows and draw, or by task and split
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     known = {run.run_id for run in runs}
     for run in sorted(runs, key=lambda run: run.run_id not in todo):
@@ -262,6 +262,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
 
             found = read_for_run(run.task, config.rows, config.train.selection)
             rows[part], rows[config.task, "dev"] = found[0].fingerprint, found[0].dev_fingerprint
+            rows[config.task, "train"] = found[0].train_fingerprint
             rows |= {(config.task, "test"): found[1]["test"].fingerprint} if "test" in found[1] else {}
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
@@ -278,6 +279,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         model_files, tokenizer_files = weights.get(name, (None, None))
         for what, here, recorded in (
             (f"dev rows of {task}", rows.get((task, "dev")), made["data"].get("dev_fingerprint")),
+            (f"train rows of {task}", rows.get((task, "train")), made["data"].get("train_fingerprint")),
             (f"test rows of {task}", rows.get((task, "test")), made["data"].get("test_fingerprint")),
             (f"rows of {task}", rows.get((task, data["train_rows"], draw)), made["data"]["fingerprint"]),
             (f"revision of the rows of {task}", config.data.revision if on_hub else None, data["revision"]),

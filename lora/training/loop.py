@@ -34,7 +34,10 @@ from lora.training.evaluation import choose_epochs, evaluate, predict, selecting
 from lora.training.step import MicroBatch, micro_batches, prepare_step
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
-RECORDED = ("source", "rows", "official_rows", "is_part", "skipped", "fingerprint", "dev_fingerprint")  # of the data
+RECORDED = (  # of the data
+    *("source", "rows", "official_rows", "is_part", "skipped"),
+    *("fingerprint", "dev_fingerprint", "train_fingerprint"),
+)
 FINITE_CHECK_STEPS = 16  # reading the loss after every step would stall a GPU
 
 

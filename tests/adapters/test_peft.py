@@ -439,3 +439,13 @@ def test_what_loralib_files_may_not_be(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be read as a file of tensors"):
         from_loralib(tmp_path / "nowhere.bin", alpha=16)
     assert not (tmp_path / "executed").exists()
+
+
+def test_more_labels_than_hidden_units_keep_their_names(tmp_path, bases):
+    """The head's dense layer has fewer rows than its output layer."""
+    labels = tuple(f"class {number}" for number in range(40))
+    model = with_method("roberta", LoraConfig(targets=("q", "v"), rank=3), outputs=len(labels))
+    to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base=bases / "roberta")
+    loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
+    assert tuple(loaded.config.id2label.values()) == labels
+    assert_same_logits(loaded, model, "roberta")

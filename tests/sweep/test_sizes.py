@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 from own_tasks import folders, learnable, settings, write, write_csv, write_task
 from scipy import stats
 from synthetic import noise, populate
@@ -173,8 +174,9 @@ def test_methods_and_sizes_of_a_seed_share_its_train_rows(tmp_path, model_dir, c
     assert main(["-m", "profile=own", *words, "train.epochs=1"]) == 0
     assert "nothing to train, all 8 runs" in capsys.readouterr().out
     write_csv(tmp_path / "data" / "train.csv", learnable(64, 9))
-    assert main(["-m", "profile=own", *words, "train.epochs=1"]) == 2
-    assert "are not those that" in capsys.readouterr().err
+    for other in ([], ["seed=3", "data.train_rows=40"]):  # of these rows, no record has a part
+        assert main(["-m", "profile=own", *words, "train.epochs=1", *other]) == 2
+        assert "are not those that" in capsys.readouterr().err
 
 
 def test_train_rows_outside_the_subset_choose_the_epoch_and_the_dev_rows_only_score(tmp_path, model_dir):
@@ -230,6 +232,9 @@ def test_the_claims_on_labels_are_judged_at_their_size_on_the_average_of_both_ta
 
 def test_the_last_launch_of_a_size_stands_in_the_table_and_stated_rates_have_rows_of_their_own(asked, tmp_path):
     few = ["method=lora", "data.train_rows=56,null", "seed=1,2"]
+    populate(
+        tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=56", "seed=3", "train.lr=0.5"], score
+    )
     for more in (["train.epochs=3"], [], ["train.lr=0.5"]):
         populate(tmp_path / "results", "own", [*asked, *few, *more], score)
     tables = {table.name: table for table in build("own", asked[1:2]).tables}
@@ -243,3 +248,21 @@ def test_a_report_takes_the_number_of_all_rows_for_all_rows(asked, tmp_path):
     report = build("own", [asked[1], "experiment=rows", "data.train_rows=56,900"])
     (table,) = (table for table in report.tables if table.name == "rows_own")
     assert [value.number for value in table.values["Train rows"]] == [56, 900]
+
+
+def test_methods_of_two_encoders_or_of_other_epochs_are_not_compared(asked, tmp_path):
+    few = ["data.train_rows=56,null", "seed=1,2,3,4,5"]
+    populate(tmp_path / "results", "own", [*asked, *few, "method=lora", "train.epochs=9"], score)
+    populate(tmp_path / "results", "own", [*asked, *few, "method=full", "train.epochs=4"], score)
+    compared = [line for line in build("own", [asked[1]]).answers if line.startswith("At ")]
+    assert len(compared) == 2 and all("not compared, because their epochs differ" in line for line in compared)
+    folder = tiny.folder(tmp_path / "other", "bert")
+    where = ["model=local", f"model.path={folder}", "data.max_length=32", f"runtime.results={tmp_path}/two"]
+    populate(
+        tmp_path / "two", "own", [asked[0], *asked[2:], *few, "method=lora", f"runtime.results={tmp_path}/two"], score
+    )
+    populate(tmp_path / "two", "own", [asked[0], *asked[2:], *few, "method=full", *where], score)
+    report = build("own", [f"runtime.results={tmp_path}/two"])
+    assert not [line for line in report.answers if line.startswith("At ")]
+    (table,) = (table for table in report.tables if table.name == "rows_own")
+    assert [name.partition(", ")[2].partition("-")[0] for name in table.cells.columns[3:]] == ["r8), all", "other"]

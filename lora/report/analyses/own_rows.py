@@ -155,6 +155,8 @@ def analyse(gathered: Gathered) -> int:
         compared = baselines(task, data) if task.metric in METRICS else []
         if of_task["train_rows"].nunique() > 1:
             compared = [one | {"name": f"{one['name']}, on {data.rows['train']:,} rows"} for one in compared]
+        if first["draw"] >= 0:
+            compared = [one | {"name": f"{one['name']}, on the rows of seed {first['seed']}"} for one in compared]
         of_methods = of_task.groupby("label", sort=False)["run_id"].agg(list).to_dict()
         found = {"baselines": compared, "methods": classes, "runs": of_methods}
         entries.append({"task": name, **facts(task, data), **found})
