@@ -403,7 +403,7 @@ def test_a_run_that_is_done_trains_nothing_and_other_rows_or_words_are_not_taken
     write_csv(copy.parent / "train.csv", learnable(400, 3))
     changed = lora(*one, f"task={copy}", *settings)
     assert changed.returncode == 2 and "Traceback" not in changed.stderr
-    assert changed.stderr.startswith("error: the rows of moods-") and "runtime.results=FOLDER" in changed.stderr
+    assert changed.stderr.startswith("error: the train rows of moods-") and "runtime.results=FOLDER" in changed.stderr
     trained = lora(*one, f"task={write_task(path.parent, metric='macro_f1')}", *settings)
     assert trained.returncode == 0 and "trained in" in trained.stdout, trained.stderr
     assert ": ok, macro_f1 best " in trained.stdout
