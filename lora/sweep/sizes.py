@@ -13,7 +13,7 @@ from lora.sweep.expand import Values
 ROWS, DRAW, EPOCHS = "data.train_rows", "data.train_draw", "train.epochs"
 HALVES = "halves"  # in place of sizes: all rows, half of them, a quarter, ...
 LEAST, PARTS = 32, 16  # ours: down to this many rows, and to this part of all
-STEPS = 200  # ours: the fewest optimizer steps of a run, since those of ten epochs on 50 rows teach no method anything
+STEPS = 200  # ours: the fewest optimizer steps of a run; ten epochs of 50 rows have 40
 
 
 def halves(whole: int) -> list[int]:
