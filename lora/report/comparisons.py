@@ -80,14 +80,12 @@ def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str])
         if one and other and one != other:
             chosen = " and ".join(" or ".join(sorted(side)) for side in (one, other))
             word = f"not judged, because their learning rates were not chosen alike: {chosen}"
-        elif row.n >= stats.ENOUGH_SEEDS and (row.low > 0 or row.high < 0):
-            word = "higher" if row.low > 0 else "lower"
+        elif (word := stats.direction(stats.interval_of(row))) != "undecided":
             if low <= 0 <= high:
                 rows = analyses.own_rows.get(row.task, {}).get("rows")
                 word += stats.ON_ROWS + (rows_text(rows_needed(row, analyses, rows[1])) if rows else "")
         else:
-            few = f"; a verdict needs at least {stats.ENOUGH_SEEDS} seeds" if row.n < stats.ENOUGH_SEEDS else ""
-            word = f"undecided{few}{stats.needed_text(row.needed, 'tell them apart')}"
+            word += stats.few_text(row.n) + stats.needed_text(row.needed, "tell them apart")
         about = LOWER if row.place.endswith(f"{LOWER})") else ""
         about += f", {row.model}" if pairs["model"].nunique() > 1 else ""
         both = "" if pd.isna(low) else f", for other seeds and rows {stats.ends(low, high)}"

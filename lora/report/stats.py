@@ -176,6 +176,18 @@ def needed_text(count: float, what: str) -> str:
     return "" if math.isnan(count) else f"; {seeds} seeds would {what} with {POWER:.0%} power"
 
 
+def direction(difference: Interval) -> str:
+    """`higher` or `lower` if an interval of at least `ENOUGH_SEEDS` pairs is above or below 0, else `undecided`."""
+    if difference.n < ENOUGH_SEEDS or not (difference.low > 0 or difference.high < 0):
+        return "undecided"
+    return "higher" if difference.low > 0 else "lower"
+
+
+def few_text(count: int) -> str:
+    """A part of a sentence about fewer pairs than a verdict needs; empty for enough."""
+    return f"; a verdict needs at least {ENOUGH_SEEDS} seeds" if count < ENOUGH_SEEDS else ""
+
+
 def mean_p(
     values: Float[np.ndarray, " n"], expected: float, alternative: Literal["less", "greater", "two-sided"]
 ) -> float:

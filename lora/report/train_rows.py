@@ -12,7 +12,7 @@ import pandas as pd
 from lora.data.metrics import better
 from lora.report.figures import Figure, bands, figure
 from lora.report.runs import row_names, summarise, task_labels, task_title
-from lora.report.stats import DIGITS, ENOUGH_SEEDS, Interval, all_pairs, interval_of, mean_interval, needed_text
+from lora.report.stats import DIGITS, Interval, all_pairs, direction, few_text, interval_of, mean_interval, needed_text
 from lora.report.tables import score
 from lora.table import Cell, Value
 
@@ -75,7 +75,7 @@ def sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
             if added.n:
                 what = f"{label}, {task_title(task)}: {many:,} train rows instead of {few:,} change the score by"
                 collapsed = collapsed_among(of_method[of_method["size"].isin((few, many))])
-                lines.append(f"{what} {added.shown}, n = {added.n}: {word_of(added)}{collapsed}")
+                lines.append(f"{what} {added.shown}, n = {added.n}: {direction(added)}{few_text(added.n)}{collapsed}")
         for size in dict.fromkeys((sizes[0], sizes[-1])):
             of_size = of_task[of_task["size"] == size]
             if of_size["label"].nunique() > 1:
@@ -87,12 +87,6 @@ def gain(runs: pd.DataFrame, few: int, many: int) -> Interval:
     """The score of a method on many train rows minus that on few, in pairs of one seed."""
     scores = 100 * runs.pivot(index="seed", columns="size", values="best").reindex(columns=[few, many]).astype(float)
     return mean_interval((scores[many] - scores[few]).dropna().round(DIGITS).to_numpy())
-
-
-def word_of(difference: Interval) -> str:
-    if difference.n >= ENOUGH_SEEDS and (difference.low > 0 or difference.high < 0):
-        return "higher" if difference.low > 0 else "lower"
-    return "undecided" + (f"; a verdict needs at least {ENOUGH_SEEDS} seeds" if difference.n < ENOUGH_SEEDS else "")
 
 
 def collapsed_among(runs: pd.DataFrame) -> str:
@@ -114,9 +108,9 @@ def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
     shown = ", ".join(f"{interval_of(row).shown} against {row.other}" for row in pairs.itertuples())
     n = " to ".join(dict.fromkeys(str(count) for count in (pairs["n"].min(), pairs["n"].max())))
     collapsed = collapsed_among(runs)
-    words = [word_of(interval_of(row)) for row in pairs.itertuples()]
+    words = [direction(interval_of(row)) for row in pairs.itertuples()]
     if all(word == ("higher" if sign > 0 else "lower") for word in words):
         return f"{best} is ahead: {shown}; n = {n}{collapsed}"
     needed = needed_text(float(pairs["needed"].max()), "tell them apart")
-    few = f"; a verdict needs at least {ENOUGH_SEEDS} seeds" if pairs["n"].min() < ENOUGH_SEEDS else needed
+    few = few_text(int(pairs["n"].min())) or needed
     return f"undecided: {best} has the best mean, {shown}; n = {n}{few}{collapsed}"
