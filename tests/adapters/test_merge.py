@@ -8,7 +8,7 @@ import random
 import pytest
 import tiny
 import torch
-from tiny_adapters import FIVE, METHODS, five, logits, with_method
+from tiny_adapters import LORA, METHODS, five, logits, with_method
 from torch import nn
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
@@ -20,7 +20,6 @@ from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
-from lora.models.architectures import numbered
 from lora.models.modules import checksum, is_head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,10 +34,11 @@ def state(model):
     return checksum(model.state_dict().items()), [type(module) for module in model.modules()]
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_a_merged_model_computes_the_unmerged_one_with_the_modules_and_state_of_the_base(architecture):
+@pytest.mark.parametrize("case", LORA)
+def test_a_merged_model_computes_the_unmerged_one_with_the_modules_and_state_of_the_base(case):
+    architecture, config = LORA[case]
     base = tiny.model(architecture).double()
-    model = with_method(architecture, LoraConfig(targets=tuple("qkvoif"), rank=3)).double()
+    model = with_method(architecture, config).double()
     before, unmerged = state(model), logits(model, architecture)
     merge(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in base.modules()]
@@ -90,21 +90,27 @@ def test_hundreds_of_swaps_among_five_adapters_leave_the_base_bit_identical(dtyp
     assert checksum(model.state_dict().items()) == checksum(tiny.model("bert").to(dtype).state_dict().items())
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_a_swap_gives_the_adapters_own_logits_and_number_of_labels(architecture):
-    adapters, model = five(architecture), tiny.model(architecture).double()
-    for seed, (task, (config, outputs)) in [*enumerate(FIVE.items())] * 2:
-        swap(model, adapters[task])
-        own = logits(with_method(architecture, config, seed, outputs).double(), architecture)
-        assert own.shape[1] == outputs == model.num_labels == model.config.num_labels
-        torch.testing.assert_close(logits(model, architecture), own, rtol=0, atol=1e-10)
-        assert model.applied.method == config
+@pytest.mark.parametrize("case", LORA)
+def test_swaps_give_each_adapters_own_logits_and_number_of_labels(case):
+    architecture, config = LORA[case]
+    # Frozen from the start: torch multiplies non-contiguous inputs in another way if the weight requires a gradient.
+    model = tiny.model(architecture).double().requires_grad_(False)
+    before, plain = checksum(model.state_dict().items()), logits(model, architecture)
+    configs = {1: LoraConfig(targets=config.targets[::2], rank=2), 3: config}  # by their numbers of labels
+    for outputs in (3, 1, 1, 3):
+        own = with_method(architecture, configs[outputs], outputs, outputs).double()
+        swap(model, adapter_of(own))
+        assert outputs == model.num_labels == model.config.num_labels
+        assert model.applied.method == configs[outputs]
         labels = torch.zeros(5, dtype=torch.float64 if outputs == 1 else torch.long)
-        loss = model(**tiny.inputs(architecture), labels=labels).loss
-        assert torch.isfinite(loss)
-        unmerge(model)
-        torch.testing.assert_close(logits(model, architecture), own, rtol=0, atol=1e-10)
-        assert set(adapter_of(model).weights) == set(adapters[task].weights)
+        assert torch.isfinite(model(**tiny.inputs(architecture), labels=labels).loss)
+        for _ in range(2):  # merged, then not
+            torch.testing.assert_close(logits(model, architecture), logits(own, architecture), rtol=0, atol=1e-10)
+            unmerge(model)
+        assert set(adapter_of(model).weights) == set(adapter_of(own).weights)
+    remove(model)
+    assert checksum(model.state_dict().items()) == before
+    assert torch.equal(logits(model, architecture), plain)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
@@ -362,23 +368,3 @@ def test_cycles_in_any_mode_leave_the_base_and_the_model_as_any_other(situation)
     assert len(moved) == 8 + 4
     remove(model)
     assert checksum(model.state_dict().items()) == before
-
-
-@pytest.mark.parametrize("architecture", tiny.OTHERS)
-def test_architectures_outside_the_table_are_merged_and_swapped_exactly(architecture):
-    # Frozen from the start: torch multiplies non-contiguous inputs in another way if the weight requires a gradient.
-    model, adapters, expected = tiny.model(architecture).double().requires_grad_(False), {}, {}
-    before, plain = checksum(model.state_dict().items()), logits(model, architecture)
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    layers = list(dict.fromkeys(numbered(name) for name in names if not is_head(model, name)))
-    for name, targets, outputs in (("a", layers, 3), ("b", layers[::2], 2)):
-        each = with_method(architecture, LoraConfig(targets=tuple(targets), rank=3), 1, outputs).double()
-        adapters[name], expected[name] = adapter_of(each), logits(each, architecture)
-        merge(each)
-        torch.testing.assert_close(logits(each, architecture), expected[name], rtol=0, atol=1e-10)
-    for name in "abba":
-        swap(model, adapters[name])
-        torch.testing.assert_close(logits(model, architecture), expected[name], rtol=0, atol=1e-10)
-    remove(model)
-    assert checksum(model.state_dict().items()) == before
-    assert torch.equal(logits(model, architecture), plain)

@@ -10,6 +10,26 @@ from lora.methods import apply
 from lora.methods.configs import LoraConfig, PfeifferConfig
 
 METHODS = tiny.METHODS | {"pfeiffer": PfeifferConfig(bottleneck=6, layer_norms="trained")}
+# What keeps a model's logits, whatever is done with its adapter: name -> an architecture and the configuration on it.
+PATTERNS = {"albert": ("*.query", "*.ffn"), "deberta": ("*.in_proj", "*.pos_proj"), "bart": ("*.v_proj", "*.fc2")}
+LORA = {
+    architecture: (architecture, LoraConfig(targets=PATTERNS.get(architecture, tuple("qkvoif")), rank=3, alpha=7))
+    for architecture in (*tiny.ARCHITECTURES, *tiny.OTHERS)
+}
+VARIANTS = {
+    "two matrices": LoraConfig(targets=("k", "v"), rank=3, alpha=7),
+    "ranks": LoraConfig(targets=("q", "v", "o"), rank=3, ranks={"o": 5}, alpha=6),
+    "ranks, alpha in ratio": LoraConfig(targets=("q", "v"), rank=2, ranks={"v": 4}, alpha=3, alpha_at_rank=2),
+    "rslora": LoraConfig(targets=("q", "v"), rank=4, ranks={"q": 2}, alpha=3, scaling="rslora"),
+    "dropout": LoraConfig(targets=("k",), rank=4, alpha=7.5, dropout=0.1),
+}
+LORA |= {f"roberta, {name}": ("roberta", config) for name, config in VARIANTS.items()}
+CASES = LORA | {
+    f"{architecture}, {name}": (architecture, config)
+    for architecture in ("bert", "deberta-v2")
+    for name, config in METHODS.items()
+    if name != "lora"
+}
 # Five tasks: their targets, ranks, scales and numbers of labels differ.
 FIVE = {
     "mnli": (LoraConfig(targets=("q", "v"), rank=4, alpha=8), 3),
