@@ -20,7 +20,7 @@ from lora.report.labels import EPOCHS, setting
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
 from lora.report.rates import rates_table, tuning_banner
-from lora.report.runs import KINDS, START_TITLES, slug_label, summarise, targets_and_rank, task_units, with_labels
+from lora.report.runs import KINDS, START_TITLES, slug_label, summarise, targets_and_ranks, task_units, with_labels
 from lora.report.tables import table2, table5, table6, with_paper
 from lora.report.train_rows import sizes_figure, sizes_table, summary_of, with_sizes
 from lora.table import Table
@@ -143,7 +143,7 @@ def errors(section: Section) -> list[Table]:
 
 def against(section: Section, title: str, base: Callable[[str, int], tuple[str, int]], bound: float) -> Figure | None:
     """Each row minus the one of another target set and rank. `base`: the row's set and rank -> the other's."""
-    rows = {targets_and_rank(row): row.label for row in section.summary.drop_duplicates("label").itertuples()}
+    rows = {key: label for label, key in targets_and_ranks(section.runs).items()}
     compared = {rows[key]: (key, base(*key)) for key in rows if key != base(*key) in rows}
     pairs = minus(section.runs, {label: rows[other] for label, (_, other) in compared.items()})
     return minus_base(title, pairs, compared, section.paper, bound)
@@ -151,9 +151,9 @@ def against(section: Section, title: str, base: Callable[[str, int], tuple[str, 
 
 def targets(section: Section) -> list[Table]:
     drawn = against(section, "Table 5: each set minus Wq, Wv (r = 4)", lambda *_: ("Wq, Wv", 4), bound=0.0)
-    shown = {"ffn": section.runs["slug"].str.match(r"lora-[qkvo]*[if]").any(), "gpt3": section.paper is not None}
+    shown = {"ffn": section.runs["targets"].str.contains("[if]").any(), "gpt3": section.paper is not None}
     notes = [*section.notes, *(note(key) for key, is_shown in shown.items() if is_shown)]
-    return [section.table(table5(section.summary, section.paper), notes, targets=drawn)]
+    return [section.table(table5(section.runs, section.summary, section.paper), notes, targets=drawn)]
 
 
 def ranks(section: Section) -> list[Table]:

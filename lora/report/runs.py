@@ -2,12 +2,11 @@
 
 Columns: experiment; the setting of the run (`FACTS`), and all others that name it, by their keys (`train.epochs`);
 `terms`, the epochs and train rows in which two runs must agree to be compared: what a command states, not what conf/
-gives each method; `RATE`: how its learning rate was chosen, as of the last launch that asked for it, and the number of
-train rows of the whole split; `label`, the name of its row; `kind`, one of `KINDS`; and, if it is trained, the columns
-of `lora.records.record.load_frame` and `collapsed`.
+gives each method; `LORA`: its short targets and its rank, else "" and 0; `RATE`: how its learning rate was chosen, as
+of the last launch that asked for it, and the number of train rows of the whole split; `label`, the name of its row;
+`kind`, one of `KINDS`; and, if it is trained, the columns of `lora.records.record.load_frame` and `collapsed`.
 """
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ from jaxtyping import Float
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
-from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, method_words
+from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, LoraConfig, method_words, targets_in_slug, targets_word
 from lora.report.experiments import MAIN, ROWS
 from lora.report.labels import EPOCHS, TRAIN_ROWS, named_settings, setting_columns, setting_labels
 
@@ -35,8 +34,6 @@ ENCODER_TITLES = {
 }
 VALUE_TITLES = START_TITLES | ENCODER_TITLES
 ROW_SUFFIXES = {"start": ", from {}", "model": ", {}", "protocol": ", protocol {}"}  # tell rows of one label apart
-RANK = re.compile(r"-r(\d+)")
-LORA_SLUG = re.compile(r"lora-([qkvoif]+)-r(\d+)")
 
 
 def method_label(slug: str, method: str) -> str:
@@ -71,14 +68,16 @@ def task_units(runs: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return {f"{title} ({metric})": (title, metric) for title, metric in parts}
 
 
-def targets_and_rank(row: Any) -> tuple[str, int]:
-    """The target set of a LoRA row in the paper's notation, with the words that follow in its label, and the rank. For
-    modules named in full and for several ranks, the label instead of the target set."""
-    match = LORA_SLUG.fullmatch(row.slug)
-    if match is None:
-        return row.label, int(RANK.search(row.slug)[1])  # every slug of LoRA has one
-    targets = ", ".join(TARGET_TITLES[target] for target in match[1])
-    return targets + row.label.removeprefix(method_label(row.slug, row.method)), int(match[2])
+def targets_and_ranks(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
+    """The label of each row of LoRA -> its target set in the paper's notation, with the words that follow in the label,
+    and its rank. For variants, modules named in full and several ranks, the label instead of the target set."""
+    found = {}
+    for run in runs.drop_duplicates("label").itertuples():
+        name = run.label
+        if run.slug == f"lora-{run.targets}-r{run.rank}":
+            name = ", ".join(map(TARGET_TITLES.get, run.targets)) + name.removeprefix(slug_label(run.slug))
+        found[run.label] = name, run.rank
+    return found
 
 
 def human_count(value: float) -> str:
@@ -87,6 +86,7 @@ def human_count(value: float) -> str:
 
 
 FACTS = ["model", "protocol", "slug", "method", "start", "task", "seed"]
+LORA = ["targets", "rank"]
 RATE = ["rate_from", "rate_name", "whole_rows"]  # by which an entry of the user's rates is found
 PLACE = ["protocol", "slug", "start", "task", "seed"]  # where a run stands in the tables of any encoder
 ROW = ["model", "protocol", "slug", "method", "label"]  # the columns that identify a line of a table
@@ -111,11 +111,15 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
         epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
         epochs = str(run.config.train.epochs) if experiment == ROWS else epochs  # which follow from the size
         facts |= {"task": run.task.name, "metric": run.task.metric, "terms": (epochs, named[TRAIN_ROWS])}
+        method = run.config.method
+        is_lora = isinstance(method, LoraConfig)
+        facts |= {"targets": targets_word(method.targets) if is_lora and targets_in_slug(method.targets) else ""}
+        facts |= {"rank": method.rank if is_lora else 0}
         runtime, whole = run.config.runtime, run.task.official_rows[run.task.train_split]
         facts |= {"rate_from": runtime.rate_from or "stated", "rate_name": runtime.rate_name, "whole_rows": whole}
         rows.setdefault((experiment, run.run_id), facts | named)
     settings = setting_columns(dict.fromkeys(key for row in rows.values() for key in row))
-    columns = ["experiment", "run_id", *FACTS, "metric", "terms", *RATE, *settings]
+    columns = ["experiment", "run_id", *FACTS, "metric", "terms", *LORA, *RATE, *settings]
     return pd.DataFrame([*rows.values()], columns=columns, dtype=object)
 
 
@@ -172,8 +176,8 @@ def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
     methods, order = list(METHOD_TITLES), tasks_of(runs)
 
     def place(run) -> tuple:
-        lora = LORA_SLUG.match(run.slug)  # a variant follows plain LoRA
-        size = (len(lora[1]), [*TARGET_TITLES].index(lora[1][0]), lora[1], int(lora[2])) if lora else ()
+        targets, rank = run.targets, run.rank  # a variant follows plain LoRA
+        size = (len(targets), [*TARGET_TITLES].index(targets[0]), targets, rank) if targets else ()
         at = order.index(run.task), run.seed, [*START_TITLES].index(run.start)
         return run.model, methods.index(run.method), run.protocol, size, run.slug, run.label, *at
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lora.report.runs import ROW, cell_key, human_count, targets_and_rank, task_labels, task_title, tasks_of
+from lora.report.runs import ROW, cell_key, human_count, targets_and_ranks, task_labels, task_title, tasks_of
 from lora.report.stats import mean_interval
 from lora.table import Cell, Value, number
 
@@ -103,12 +103,12 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
     return pd.DataFrame(lines)
 
 
-def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
+def table5(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 5, transposed: target sets by tasks, each at the rank that gives the same number of parameters, and the
     published cells in columns next to ours."""
-    tasks, lines, of_paper = task_labels(summary), [], paper_cells(paper)
-    for _, group in summary.groupby(["slug", "label"], sort=False):
-        targets, rank = targets_and_rank(group.iloc[0])
+    tasks, lines, of_paper, lora = task_labels(summary), [], paper_cells(paper), targets_and_ranks(runs)
+    for label, group in summary.groupby("label", sort=False):
+        targets, rank = lora[label]
         line = {"Adapted": targets, "Rank": rank, "Trainable": trainable(group), "Seeds": seeds(group)}
         line |= task_cells(group, tasks, with_mean=True)
         lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
@@ -116,7 +116,7 @@ def table5(summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataF
 
 
 def paper_cells(paper: pd.DataFrame | None) -> Paper:
-    """`MNLI-m (paper)` -> target set and rank, as `targets_and_rank` has them -> the published value."""
+    """`MNLI-m (paper)` -> target set and rank, as `targets_and_ranks` has them -> the published value."""
     found: Paper = {}
     for row in () if paper is None else paper.itertuples():
         targets, rank = row.method.removeprefix("LoRA ").split(" r=")
@@ -127,7 +127,7 @@ def paper_cells(paper: pd.DataFrame | None) -> Paper:
 
 def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 6: tasks and target sets by ranks with what a doubling adds, and the published cells in rows below ours."""
-    found = summary.assign(lora=[targets_and_rank(row) for row in summary.itertuples()])
+    found = summary.assign(lora=summary["label"].map(targets_and_ranks(runs)))
     ranks, sets = sorted({rank for _, rank in found["lora"]}), list(dict.fromkeys(name for name, _ in found["lora"]))
     texts: dict[str, dict[tuple[str, int], Cell]] = {}
     for task, label in task_labels(summary).items():
@@ -150,8 +150,8 @@ def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
 def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], Cell]:
     """(task label, target set) -> the slope of a seed's scores over log2 of the rank: the mean over seeds, with its
     interval. Seeds that lack a rank are excluded."""
-    found, tasks, lora = {}, task_labels(runs), [targets_and_rank(run) for run in runs.itertuples()]
-    rows = runs.assign(targets=[name for name, _ in lora], doublings=[math.log2(rank) for _, rank in lora])
+    found, tasks, lora = {}, task_labels(runs), runs["label"].map(targets_and_ranks(runs))
+    rows = runs.assign(targets=lora.str[0], doublings=[math.log2(rank) for _, rank in lora])
     for (task, targets), of_set in rows.groupby(["task", "targets"], sort=False):
         scores = 100 * of_set.pivot(index="seed", columns="doublings", values="best").astype(float).dropna()
         centred = scores.columns.to_numpy(float) - scores.columns.to_numpy(float).mean()

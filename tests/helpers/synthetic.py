@@ -16,7 +16,7 @@ from lora.data.tasks import TASKS
 from lora.files import write_atomically
 from lora.records.record import RunRecord, write_record
 from lora.report.labels import setting_columns
-from lora.report.runs import FACTS, with_records
+from lora.report.runs import FACTS, LORA, with_records
 from lora.sweep.request import select_runs
 
 EPOCHS = 4
@@ -117,7 +117,7 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
 def runs_of(facts: Iterable[Mapping[str, Any]], records: pd.DataFrame) -> pd.DataFrame:
     """The report's frame of runs: run_id, `FACTS`, and experiment and settings if they matter, with their records."""
     usual = {"experiment": "glue_table2", "model": "minilm", "protocol": "ours", "start": "pretrained"}
-    columns = dict.fromkeys(["experiment", "run_id", *FACTS, "metric", "terms"])
+    columns = dict.fromkeys(["experiment", "run_id", *FACTS, "metric", "terms", *LORA])
     usual["terms"] = ("usual", "null")
     rows = [usual | {"metric": TASKS[one["task"]].metric} | dict(one) for one in facts]
     columns |= dict.fromkeys(key for row in rows for key in setting_columns(row))
