@@ -8,6 +8,7 @@ import pandas as pd
 
 from lora.config.select import PLACES
 from lora.cost.efficiency.summary import read_summaries
+from lora.errors import listed
 from lora.files import REFERENCE
 from lora.records.analysis import OWN_ROWS, Analyses, read_analyses
 from lora.records.record import load_curves
@@ -30,7 +31,6 @@ from lora.table import Table
 
 TABLE_1 = FOLDERS / "efficiency" / "paper.csv"
 FOUND = "reference/long"  # whose findings are the README's
-MISSING_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,8 @@ class Report:
     def status(self) -> list[str]:
         """Lines in Markdown about the runs and files that no table contains."""
         lines = [f"failed: `{run_id}`: {record.error}" for run_id, record in sorted(self.state.failed.items())]
-        missing = sorted(run.run_id for run in self.state.missing)
-        lines += [f"missing: `{run_id}`" for run_id in missing[:MISSING_SHOWN]]
-        if len(missing) > MISSING_SHOWN:
-            lines.append(f"missing: {len(missing) - MISSING_SHOWN} more")
+        if missing := sorted(f"`{run.run_id}`" for run in self.state.missing):
+            lines.append(f"missing: {listed(missing)}")
         lines += [f"extra, not used: `{run_id}`" for run_id in self.state.extra]
         if count := len(self.gathered.tuning):
             lines.append(f"{count} run{'s' * (count > 1)} of `python -m lora tune`")

@@ -10,7 +10,6 @@ from scipy import special
 
 from lora.config.plan import read_plan
 from lora.data.metrics import LOWER
-from lora.errors import UserError
 from lora.records.analysis import Analyses
 from lora.records.record import load_frame, load_records
 from lora.report import stats
@@ -174,16 +173,8 @@ def change_table(runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> 
 
 
 def repeated_table(name: str, folder: Path, runs: pd.DataFrame) -> Table | None:
-    """The runs that were trained again on another device, whose records are in `<results>/repeated`; None without any.
-
-    Raises: UserError: If a file is not a record, or a run was trained on other rows the second time.
-    """
-    records, problems = load_records(folder / REPEATED)
-    if problems:
-        raise UserError("; ".join(problems))
-    again, first = load_frame(records), runs.set_index("run_id")["fingerprint"].dropna().to_dict()
-    if moved := [run.run_id for run in again.itertuples() if first.get(run.run_id, run.fingerprint) != run.fingerprint]:
-        raise UserError(f"repeated on other rows, so not the same run: {', '.join(moved)}")
+    """The runs that were trained again on another device, with records in `<results>/repeated`; None without any."""
+    again = load_frame(load_records(folder / REPEATED)[0])
     return twice_table(REPEATED, f"The same runs on two devices ({name})", runs, again, ["run_id"])
 
 

@@ -1,24 +1,27 @@
 """The results for papers and other programs: LaTeX of the main tables, every run and cell as CSV, and W&B."""
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from lora.config.run import RuntimeConfig
 from lora.data.metrics import better
 from lora.report.build import Report
+from lora.report.catalogue import ENDINGS
 from lora.report.experiments import MAIN
-from lora.report.runs import ROW, human_count, task_labels
-from lora.report.tables import average
+from lora.report.runs import cell_key
 from lora.sweep.tracking import log_tables
+from lora.table import Cell, Value
 
 ESCAPES = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"})
 NONE = "--"
 
 
 def latex_files(report: Report) -> dict[str, str]:
-    """Name -> content of a file per main table."""
+    """Name -> content of a file per table of methods."""
     cells = report.cells[report.cells["experiment"].isin(MAIN)]
-    groups = cells.groupby(["experiment", "kind"], sort=False)
-    return {f"{experiment}_{kind}.tex": latex(summary) for (experiment, kind), summary in groups}
+    tables = {f"table2{ENDINGS[kind]}": of_kind for kind, of_kind in cells.groupby("kind")}
+    return {f"{t.name}.tex": latex(t.values, tables[t.name]) for t in report.tables if t.name in tables}
 
 
 def csv_files(report: Report) -> dict[str, str]:
@@ -37,39 +40,33 @@ def log_report(report: Report, runtime: RuntimeConfig) -> None:
     log_tables(runtime, report.gathered.runs["experiment"].iloc[0], f"tables of {report.name}", tables, pictures)
 
 
-def latex(summary: pd.DataFrame) -> str:
+def latex(values: pd.DataFrame, cells: pd.DataFrame) -> str:
     r"""Methods by tasks for the package booktabs: median $\pm$ standard deviation over seeds.
 
     Bold: the best median of a task, and those that are worse by at most its standard deviation.
 
     Args:
-        summary: `lora.report.runs.summarise` of its cells.
+        values: Those of the table of methods.
+        cells: `lora.report.runs.summarise` of its runs.
     """
-    tasks, lines = task_labels(summary), []
-    summary = summary.assign(higher=summary["median"] * summary["metric"].map(better))
-    best = summary.dropna(subset="higher").sort_values("higher").drop_duplicates("task", keep="last").set_index("task")
-    floors = (best["higher"] - best["std"].fillna(0)).to_dict()
-    shown = [column for column in ("model", "protocol") if summary[column].nunique() > 1]
-    for (*_, label), cells in summary.groupby(ROW, sort=False):
-        counts = cells["trainable_method"].dropna()
-        trainable = human_count(float(counts.iloc[0])) if len(counts) else NONE
-        line = {column.capitalize(): cells[column].iloc[0].translate(ESCAPES) for column in shown}
-        line |= {"Method": str(label).translate(ESCAPES), "Trainable": trainable}
-        for task, title in tasks.items():
-            texts = [
-                cell_latex(row, bool(row.higher >= floors[task])) for row in cells[cells["task"] == task].itertuples()
-            ]
-            line[title.translate(ESCAPES)] = "".join(texts) or NONE
-        if len(tasks) > 1 and not summary["kind"].eq("own").any():
-            mean = average(cells, [*tasks])
-            line["Avg."] = NONE if pd.isna(mean) else f"{mean:.1f}"
-        lines.append(line)
-    return pd.DataFrame(lines).to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines[0]) - 1))
+    cells = cells.assign(higher=cells["median"] * cells["metric"].map(better)).dropna(subset="higher")
+    best = cells.sort_values("higher").drop_duplicates("task", keep="last").set_index("task")
+    floors = cells["task"].map(best["higher"] - best["std"].fillna(0))
+    bold = {cell_key(cell) for cell in cells[cells["higher"] >= floors].to_dict("records")}
+    lines = values.drop(columns="Head").map(lambda cell: cell_latex(cell, bold)).rename(columns=escaped)
+    return lines.to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines.columns) - 1))
 
 
-def cell_latex(row, is_best: bool) -> str:
-    """`$80.6 \\pm 1.2$` of a cell of the summary, bold if it is among the best; a dash if nothing was trained."""
-    if pd.isna(row.median):
-        return NONE
-    spread = rf" \pm {row.std:.1f}" if row.n > 1 else ""
-    return rf"$\mathbf{{{row.median:.1f}}}{spread}$" if is_best else f"${row.median:.1f}{spread}$"
+def cell_latex(cell: Cell, bold: Collection[str]) -> str:
+    r"""`$80.6 \pm 1.2$` of a score, without its remarks; a dash if nothing was trained. `bold`: keys of cells."""
+    if not isinstance(cell, Value):
+        return NONE if cell == "-" else escaped(cell)
+    if not cell.cell:  # a count, an average or a baseline
+        return cell.text
+    median, _, spread = cell.text.partition(" ±")
+    spread = rf" \pm {spread}" if spread else ""
+    return rf"$\mathbf{{{median}}}{spread}$" if cell.cell in bold else f"${median}{spread}$"
+
+
+def escaped(text: object) -> str:
+    return str(text).translate(ESCAPES)

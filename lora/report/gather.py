@@ -29,7 +29,6 @@ from lora.report.runs import PLACE, facts_of, in_table_order, shared_settings, w
 from lora.sweep.state import State, sweep_state
 
 OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
-SHARED = ("task", "data.", "runtime.results", "runtime.outputs", "rates")  # say nothing about encoder and method
 
 
 @dataclass(frozen=True)
@@ -252,17 +251,13 @@ def run_here(record: RunRecord, gathered: Gathered) -> PlannedRun:
         data["path"] = place(gathered.overrides, "data.path") or noted.data or data["path"]
     if model["source"] == "local":
         model["path"] = place(gathered.overrides, "model.path") or noted.model or model["path"]
-    settings = record.config | {"model": model, "data": data}
+    runtime = record.config["runtime"] | {"outputs": outputs_here(gathered.folder, gathered.overrides)}
+    settings = record.config | {"model": model, "data": data, "runtime": runtime}
     return PlannedRun(run_config(settings, task), task)
 
 
 def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, PlannedRun]]:
-    """The records whose adapter is in this machine's outputs, each with its run and that folder."""
-    outputs = outputs_here(gathered.folder, gathered.overrides)
-    saved = []
-    for run_id, record in sorted(gathered.state.ok.items()):
-        if record.adapter and adapter_path(outputs, run_id).exists():
-            run = run_here(record, gathered)
-            runtime = replace(run.config.runtime, outputs=outputs)
-            saved.append((record, replace(run, config=replace(run.config, runtime=runtime))))
-    return saved
+    """The records whose adapter is in this machine's outputs, each with its run."""
+    named = [record for _, record in sorted(gathered.state.ok.items()) if record.adapter]
+    runs = [(record, run_here(record, gathered)) for record in named]
+    return [(record, run) for record, run in runs if adapter_path(run.config.runtime.outputs, run.run_id).exists()]

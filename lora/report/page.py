@@ -81,18 +81,13 @@ def runs_table(report: Report) -> Table:
     for p in report.gathered.every.itertuples():
         if (record := report.state.ok.get(p.run_id)) is None:
             continue
-        best, last = record.selected["best"], record.selected["last"]
         code = (record.provenance.get("code") or {}).get("commit") or "-"
         line = {"Method": p.label, "Task": task_title(p.task), "Encoder": encoder_title(p.model), "Start": p.start}
-        line |= {"Device": record.provenance["device"], "Code": code[: shown.SHORT], "Run": p.run_id}
-        line |= {"Seed": p.seed, "Best": percent_cell(best["value"]), "Epoch": best["epoch"]}
-        lines.append(line | {"Last": percent_cell(last["value"]), "Minutes": number(record.seconds / 60)})
+        line |= {"Device": p.device, "Code": code[: shown.SHORT], "Run": p.run_id}
+        line |= {"Seed": p.seed, "Best": number(100 * p.best), "Epoch": int(p.best_epoch)}
+        lines.append(line | {"Last": number(100 * p.last), "Minutes": number(p.seconds / 60)})
     note = "The configuration, every epoch and the provenance of a run are in `runs/<run>.json`."
     return Table("every_run", "Every run", pd.DataFrame(lines), 7, (note,), folded=True)
-
-
-def percent_cell(value: float | None) -> Cell:
-    return "-" if value is None else number(100 * value)
 
 
 def marked(text: str) -> Markup:

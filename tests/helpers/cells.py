@@ -47,7 +47,7 @@ def runs(values: dict[int, float | None], method="lora", slug="lora-qv-r8", task
 def plan(seeds, method="lora", slug="lora-qv-r8", task="reviews", **more):
     """Runs of one cell, as `runs_of` takes them."""
     name, targets, rank = [*slug.split("-"), "", "r0"][:3]
-    more |= {"targets": targets, "rank": int(rank[1:])} if name == "lora" else {"targets": "", "rank": 0}
+    more |= {"targets": targets, "rank": int(rank[1:])} if name == "lora" else {}
     return [
         {"run_id": f"minilm.{slug}.{task}.s{seed}-0000000{seed}", "slug": slug, "method": method}
         | {"task": task, "seed": seed, **more}

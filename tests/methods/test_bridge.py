@@ -21,11 +21,10 @@ from lora.adapters.adapter import adapter_of
 from lora.adapters.folder import save_adapter
 from lora.adapters.merge import load_adapter, merge, swap, unmerge
 from lora.adapters.peft import to_peft
-from lora.cost.efficiency.summary import read_summary
 from lora.cost.machine import COMMITTED
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT
+from lora.files import ROOT, read_object
 from lora.methods import apply
 from lora.methods.bridge import REFUSED, parameters, tuner_config
 from lora.methods.configs import PeftConfig
@@ -64,7 +63,7 @@ CASES += [("vera", a) for a in tiny.ARCHITECTURES if ("vera", a) not in CASES]
 
 
 PAGE = ROOT / "experiments" / "successors" / "README.md"
-STEPS = read_summary(
+STEPS = read_object(
     COMMITTED / "efficiency" / "authenticamd-25-1-amd-epyc-2-cores" / "minilm-stock-fp32" / "summary.json"
 )
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from lora.cost.timing import FEWEST, median_interval
-from lora.errors import UserError
 from lora.files import read_object
 from lora.methods.configs import METHOD_TITLES
 from lora.table import markdown
@@ -97,16 +96,7 @@ def _pair(values: np.ndarray) -> list[float] | None:
 def read_summaries(folder: Path) -> dict[Path, dict[str, Any]]:
     """File -> summary, for those below a folder: of each device the default plan's first, then the others."""
     paths = sorted(folder.rglob("summary.json"), key=lambda path: path.parent.parts)
-    return {path: read_summary(path) for path in paths}
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """Read a summary. Raises: UserError: If it cannot be read, or is none of this schema."""
-    summary = read_object(path)
-    about = summary.get("about")
-    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
-        raise UserError(f"{path} is not a summary of schema {SCHEMA}")
-    return summary
+    return {path: read_object(path) for path in paths}
 
 
 def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:

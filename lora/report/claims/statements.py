@@ -8,14 +8,12 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 import yaml
 
-from lora.checks import Problems, SettingsError, build
-from lora.errors import UserError, first_line
+from lora.checks import SettingsError, build
+from lora.errors import UserError
 from lora.report.experiments import FOLDERS
 from lora.report.labels import setting_text
 
 FIRST = "glue_table2"  # the experiment whose claims come first: the subject of the paper
-SELECTORS = ("method", "slug", "task", "start", "protocol")
-CLAIM_KINDS = ("metric", "measure", "count", "check")
 Side = dict[str, tuple[str, ...]]
 Measure = Literal["trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"]
 
@@ -56,11 +54,6 @@ class Compare:
     below: float | None = None
     within: float | None = None
     of: float = 0.0
-
-    def __post_init__(self):
-        given = [key for key in ("above", "below", "within") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise SettingsError([f"bound must be one of above, below and within, got {given}"])
 
     @property
     def bound(self) -> Bound:
@@ -106,17 +99,6 @@ class Claim:
     compare: tuple[Compare, ...] = ()
     paper: tuple[dict[str, str], ...] = ()
 
-    def __post_init__(self):
-        problems = Problems()
-        given = [key for key in CLAIM_KINDS if getattr(self, key) is not None]
-        problems.check(len(given) == 1, "kind", f"one of {', '.join(CLAIM_KINDS)}", given)
-        problems.check(bool(self.compare) != (self.check is not None), "compare", "given unless check is", self.compare)
-        for side in (side for compare in self.compare for side in (compare.one, compare.other)):
-            keys = {key for key in side if "." not in key} if isinstance(side, dict) else set()
-            rule = f"by {', '.join(SELECTORS)}, experiment, or a setting such as train.lr"
-            problems.check(keys <= {*SELECTORS, "experiment"}, "a side", rule, side)
-        problems.done()
-
     @property
     def headline(self) -> str:
         """The sentence, marked if it is ours."""
@@ -135,11 +117,7 @@ def read_claims(folder: Path = FOLDERS) -> list[Claim]:
 def read_file(path: Path) -> list[Claim]:
     name, claims = f"{path.parent.name}/{path.name}", []
     cells = pd.read_csv(path.with_name("paper.csv"), dtype=str, keep_default_na=False).to_dict("records")
-    try:
-        entries = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} is not readable: {first_line(error)}") from error
-    for entry in entries:
+    for entry in yaml.safe_load(path.read_bytes()):
         try:
             compare = [{key: texts(value) for key, value in one.items()} for one in entry.get("compare", ())]
             claim = build(Claim, {"experiment": path.parent.name, **entry, "compare": compare})
