@@ -17,7 +17,7 @@ from lora.adapters.folder import read_adapter
 from lora.adapters.peft import PROBLEMS, to_peft
 from lora.adapters.predict import load_base, put_on, task_of
 from lora.errors import UserError, first_line
-from lora.files import at_home, write_atomically
+from lora.files import at_home
 from lora.methods.configs import BitFitConfig, FullConfig, LoraConfig, PeftConfig
 
 
@@ -41,8 +41,6 @@ def main(given: argparse.Namespace) -> None:
             write_model(adapter, place, out, given.model)
         else:
             to_peft(adapter, out, given.model)
-            for path in (path for path in out.rglob("*") if path.is_file() and path.stat().st_nlink > 1):
-                write_atomically(path, path.read_bytes())  # a file of its own, whatever becomes of the base
     except UserError:
         shutil.rmtree(out, ignore_errors=True)
         raise

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import Base
 from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line
-from lora.files import at_home, listing, read_object, write_atomically
+from lora.files import at_home, listing, read_object, written_whole
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 from lora.models.modules import lasting
@@ -107,7 +108,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
     folder between two writes is recognised as broken.
 
     Args:
-        files: Name, which may be below a folder -> content, or a file to share as a hard link; in order of writing.
+        files: Name, which may be below a folder -> content, or the file that has it; in order of writing.
     Raises: UserError: If it holds anything else, or cannot be written.
     """
     folder = at_home(folder)
@@ -118,15 +119,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
         found = f"holds {', '.join(strange[:4])}" if strange else "is a file"
         raise UserError(f"{folder} {found}: only a folder without files other than {', '.join(files)} is replaced")
     for name, content in files.items():
-        if isinstance(content, bytes):
-            write_atomically(folder / name, content)
-        else:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).unlink(missing_ok=True)
-            try:
-                os.link(content.resolve(), folder / name)
-            except OSError:  # another disk
-                write_atomically(folder / name, content.read_bytes())
+        with written_whole(folder / name) as temporary:
+            temporary.write_bytes(content) if isinstance(content, bytes) else shutil.copyfile(content, temporary)
 
 
 def read_adapter(folder: str | Path) -> Adapter:

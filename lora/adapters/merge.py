@@ -11,7 +11,6 @@ weights and of no others: 24 of 768 x 768 for q and v of RoBERTa-base, 57 MB in 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -39,7 +38,8 @@ def load_adapter(model: nn.Module, adapter: Adapter | str | Path, allow_other_ba
     Returns: The adapter.
     Raises: UserError: If the folder is broken or the adapter does not fit the model. The model is then unchanged.
     """
-    bridge.refuse_merged(model)
+    if hasattr(model, "tuner"):
+        bridge.refuse_merged(model)
     fitted = fit(model, adapter, allow_other_base)
     method, weights = fitted.adapter.method, fitted.adapter.weights
     if isinstance(method, LoraConfig):
@@ -161,14 +161,8 @@ def put_layers(model: nn.Module, layers: Mapping[str, LoraLayer], merged: bool) 
     for name, module in new.items():
         replace(model, name, module)
     if not hasattr(model, "kept_layers"):
-        model.register_load_state_dict_pre_hook(refuse_while_merged)
+        model.register_load_state_dict_pre_hook(bridge.refuse_merged)
     model.kept_layers = dict(layers) if merged else {}
-
-
-def refuse_while_merged(model: nn.Module, *_: Any) -> None:
-    """Raises: UserError: If a state dict is loaded while an adapter is merged: unmerging would take it out again."""
-    if model.kept_layers:
-        raise UserError("an adapter is merged into this model: call unmerge or remove before load_state_dict")
 
 
 @torch.no_grad()

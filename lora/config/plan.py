@@ -93,16 +93,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs that were asked for, by run_id; and a line per entry that is broken.
-
-    Args:
-        is_written: Whether there is a file, which a folder of an older version lacks.
-    """
+    """The runs that were asked for, by run_id; and a line per entry that is broken."""
 
     runs: dict[str, PlannedRun]
     choices: tuple[Choice, ...] = ()
     problems: tuple[str, ...] = ()
-    is_written: bool = False
 
 
 # Reading.
@@ -138,7 +133,7 @@ def _read(path: Path) -> Plan:
                 raise UserError(f"its settings give the name {runs.pop(run_id).run_id}")
         except UserError as error:
             problems.append(f"{path}: entry {run_id!r}: {first_line(error)}")
-    return Plan(runs, stored.choices, tuple(problems), is_written=True)
+    return Plan(runs, stored.choices, tuple(problems))
 
 
 def planned(
@@ -272,7 +267,8 @@ def add_to_plan(results: str | Path, asked: Iterable[PlannedRun]) -> Plan:
             runs[run_id] = replace(run, config=config, experiments=named)
         choices = tuple(dict.fromkeys((*plan.choices, *map(choice_of, new.values()))))
         note_launch(folder, new.values())
-        return write_plan(folder, replace(plan, runs=runs, choices=choices))
+        write_plan(folder, plan := replace(plan, runs=runs, choices=choices))
+        return plan
 
 
 def question(run: PlannedRun) -> str:
@@ -283,10 +279,9 @@ def question(run: PlannedRun) -> str:
     return json.dumps((*asked, run.config.data.train_rows), sort_keys=True)
 
 
-def write_plan(folder: Path, plan: Plan) -> Plan:
+def write_plan(folder: Path, plan: Plan) -> None:
     """Write a plan, if it differs from the file's. The caller holds its lock."""
     write_changed(folder / PLAN_FILE, to_json(plan))
-    return replace(plan, is_written=True)
 
 
 def to_json(plan: Plan) -> bytes:

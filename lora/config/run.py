@@ -97,8 +97,8 @@ class TrainConfig:
     """Optimization: AdamW with linear warm-up and decay, and how the reported epoch is chosen.
 
     Args:
-        selection: What chooses the reported epoch: MNLI's dev split (others have one), or as many train rows as the run
-            trains on, which it does not train on.
+        selection: What chooses the reported epoch: the dev rows (of MNLI, the matched ones), or as many train rows as
+            the run trains on, which it does not train on.
         class_weights: `balanced` weighs the loss of an example of class k by n / (K n_k), of the n train rows.
         accumulation: Names the run where its dropout masks differ from those of whole batches (`RunConfig.settings`).
         weight_decay: Applied to all trainable parameters except biases and LayerNorms (the Trainer of `run_glue.py`).
@@ -117,7 +117,7 @@ class TrainConfig:
     adam_eps: float
     dropout: float | None
     head_dropout: float | None
-    selection: Literal["matched", "mismatched", "pooled", "train_rows"]
+    selection: Literal["matched", "train_rows"]
     precision: Literal["fp32", "bf16"]
     kernels: Literal["fused", "stock"]
     eval_batch: int

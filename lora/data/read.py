@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,6 @@ class TaskData:
         official_rows: Split -> number of rows of the official split.
         is_part: Whether any split's number of rows differs from the official one.
         skipped: File -> number of skipped torn lines, for files that have any.
-        revision: The commit that the hub served; None for other sources.
         fingerprint: SHA-256 of the texts and labels: equal rows have equal fingerprints, from every source.
         dev_fingerprint: That of the validation splits alone, which every part of the train rows shares.
         train_fingerprint: That of a user-defined task's whole train split, of which the rows may be a part.
@@ -48,7 +46,6 @@ class TaskData:
     official_rows: dict[str, int]
     is_part: bool
     skipped: dict[str, int]
-    revision: str | None
     fingerprint: str
     dev_fingerprint: str
     train_fingerprint: str | None = None
@@ -81,7 +78,7 @@ def read(
         raise UserError(f"where the rows of {task.name} lie is not known here: name its file, task=path/to/task.yaml")
     if source in ("tsv", "parquet") and not path:
         raise UserError(f"source {source} needs a folder: set GLUE_DIR= (data.path in a single run)")
-    read_rows, skipped, commit, whole = {}, {}, None, None
+    read_rows, skipped, whole = {}, {}, None
     for split in task.training_splits if splits is None else splits:
         if source == "embedded":
             rows = embedded_rows(task.name)[split]
@@ -96,13 +93,13 @@ def read(
             skipped |= left_out
         else:
             folder = at_home(path) if source == "parquet" else None
-            rows, commit = read_hub_layout(task, split, folder, revision)
+            rows = read_hub_layout(task, split, folder, revision)
         read_rows[split] = as_dataset(task, rows, subset(task, split, rows["label"], train_rows, draw, left))
     counts = {split: len(dataset) for split, dataset in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
     dev = {split: read_rows[split] for split in task.validation_splits if split in read_rows}
     prints = fingerprint(task, read_rows), fingerprint(task, dev), whole
-    return TaskData(source, read_rows, counts, official, counts != official, skipped, commit, *prints)
+    return TaskData(source, read_rows, counts, official, counts != official, skipped, *prints)
 
 
 def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:
@@ -262,12 +259,10 @@ def read_lines(path: Path, torn_allowed: bool = False) -> list[str]:
 # The hub's layout.
 
 
-def read_hub_layout(
-    task: Task, split: str, folder: Path | None, revision: str | None
-) -> tuple[dict[str, list], str | None]:
+def read_hub_layout(task: Task, split: str, folder: Path | None, revision: str | None) -> dict[str, list]:
     """Read one split from the hub or from a folder of parquet files, `<task>/<split>-00000-of-00001.parquet`.
 
-    Returns: The columns, and the commit that the hub served (None for local files).
+    Returns: The columns.
     Raises: UserError: If the split cannot be read, or its columns or labels are not the task's.
     """
     if folder is not None:
@@ -304,4 +299,4 @@ def read_hub_layout(
         columns["label"] = read_labels(
             "label", columns["label"], indices, task.label_range, lambda i: f"{where}: row {i}"
         )
-    return columns, builder.hash if re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None
+    return columns

@@ -109,6 +109,11 @@ class Task:
         return self.metrics[0]
 
     @property
+    def scoring_split(self) -> str:
+        """The split that the scores of a run are of: of MNLI, the matched dev rows."""
+        return self.validation_splits[0]
+
+    @property
     def training_splits(self) -> tuple[str, ...]:
         """The splits that a run reads: train and validation."""
         return (self.train_split, *self.validation_splits)

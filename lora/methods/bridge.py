@@ -246,8 +246,9 @@ def unmerge(model: nn.Module) -> None:
 
 
 def refuse_merged(model: nn.Module, *_: Any) -> None:
-    if getattr(model, "pretrained", None):
-        raise UserError("this adapter is merged: call unmerge before it is saved, loaded or replaced")
+    """Raises: UserError: If an adapter is merged into the model: unmerging would take out what was loaded since."""
+    if getattr(model, "pretrained", None) or getattr(model, "kept_layers", None):
+        raise UserError("this adapter is merged: call unmerge before it is saved, or another state is loaded")
 
 
 def method_tensors(model: nn.Module) -> dict[str, Tensor]:

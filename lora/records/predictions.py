@@ -12,7 +12,7 @@ import pandas as pd
 from safetensors.numpy import load
 
 from lora.data.metrics import METRICS
-from lora.data.tasks import TASKS, Task
+from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.records.record import RunRecord, predictions_path
 
@@ -21,7 +21,7 @@ CONSTANT = 0.01  # ours: regression scores are constant if their spread is below
 
 
 def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
-    """Rule -> the predictions of its epoch on the selecting split, one class index or score per row.
+    """Rule -> the predictions of its epoch on the scoring split, one class index or score per row.
 
     Raises: UserError: If the file is missing or is not the one that the record names.
     """
@@ -34,16 +34,7 @@ def dev_predictions(record: RunRecord, results: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not the file of predictions that its record names")
     tensors = load(content)
     epochs = {rule: rule if record.schema == 1 else record.selected[rule]["epoch"] for rule in RULES}
-    return {
-        rule: np.concatenate([tensors[f"{epoch}.{split}"] for split in splits_of(record)])
-        for rule, epoch in epochs.items()
-    }
-
-
-def splits_of(record: RunRecord) -> tuple[str, ...]:
-    """The selecting split; all validation splits of the task if they are pooled."""
-    split = record.selected["split"]
-    return TASKS["mnli"].validation_splits if split == "pooled" else (split,)
+    return {rule: tensors[f"{epoch}.{record.selected['split']}"] for rule, epoch in epochs.items()}
 
 
 def is_constant(predicted: np.ndarray, task: Task) -> bool:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from omegaconf import DictConfig
 
-from lora.config.compose import chosen_option, read_overrides
+from lora.config.compose import chosen_option
 from lora.config.run import PlannedRun, RuntimeConfig
 from lora.data.facts import facts, facts_text
 from lora.errors import UserError, listed
@@ -20,7 +20,7 @@ from lora.records.record import load_records
 from lora.sweep import pool, slurm
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, count_of, duration
-from lora.sweep.request import check_tuning, grids_text, rates_setting, select_runs, sweep_settings
+from lora.sweep.request import check_tuning, grids_text, select_runs, sweep_settings
 from lora.sweep.state import State, estimator, own_records, sweep_state
 from lora.sweep.worker import Job, add_runs, clean_up, has_adapter, run_job, verify_inputs
 from lora.training import processes
@@ -39,10 +39,11 @@ def launch_sweep(arguments: Sequence[str]) -> tuple[RuntimeConfig, str]:
     """
     profile = chosen_option("profile", arguments)
     runs = select_runs(profile, arguments, measure="kept")
-    check_tuning(runs, rates_setting(profile, read_overrides(arguments)))
+    settings = sweep_settings(profile, arguments)
+    check_tuning(runs, settings.rates)
     for line in grids_text(profile, arguments, runs):
         print(line)
-    return runs[0].config.runtime, launch_runs(sweep_settings(profile, arguments), runs, arguments)[1]
+    return runs[0].config.runtime, launch_runs(settings, runs, arguments)[1]
 
 
 def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequence[str]) -> tuple[State, str]:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from lora.config.auto import Measure
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
 from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks, read_profile
-from lora.config.rates import RATES_FILE, nearest_rate, read_rates
+from lora.config.rates import nearest_rate, read_rates
 from lora.config.run import PlannedRun
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import Task
@@ -48,7 +48,8 @@ def read_request(profile: str, arguments: Sequence[str]) -> Request:
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
     if "task" not in given and read_profile(profiles[0]).get("task", "") is None:
-        planned = sorted(planned_tasks(results_of(profiles[0], settings_of(given))))
+        results = (values_given("runtime.results", settings_of(given)) or [f"results/{profiles[0]}"])[-1]
+        planned = sorted(planned_tasks(str(results)))
         given |= {"task": planned} if planned else {}
     return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
 
@@ -66,7 +67,6 @@ def select_runs(
     request = read_request(profile, arguments)
     overrides = settings_of(request.given)
     tasks = own_tasks(overrides)
-    read_rates(rates_setting(request.profile, overrides))  # a broken file is one mistake, not one of every run
     grids, chosen = grids_of(request, whole)
     blocks = narrow(grids, chosen) if grids else {ADHOC: [request.given]}
     for name, of_grid in grids.items():
@@ -157,16 +157,11 @@ def ways_out(request: Request, new: Values | None = None) -> str:
     return f"in a grid:        {named}\nas your own grid: {own}"
 
 
-def rates_setting(profile: str, overrides: Sequence[str]) -> Any:
-    """The setting `rates`."""
-    return (values_given("rates", overrides) or [f"{results_of(profile, overrides)}/{RATES_FILE}"])[-1]
-
-
 def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
     """Check that tuned rates flatter no run that is about to be trained, and no method.
 
     Args:
-        path: As of `rates_setting`.
+        path: The setting `rates`.
     Raises: UserError: If runs of a table of results have a seed that chose learning rates, on which the rates look
         best; or if methods of a task were not tuned alike (`Rate.tuned_alike`), or some not at all.
     """
@@ -224,10 +219,6 @@ def own_tasks(overrides: Sequence[str]) -> dict[str, Task]:
 
 def settings_of(given: Values) -> list[str]:
     return [f"{key}={','.join(values)}" for key, values in given.items()]
-
-
-def results_of(profile: str, overrides: Sequence[str]) -> str:
-    return str((values_given("runtime.results", overrides) or [f"results/{profile}"])[-1])
 
 
 # The grids.

@@ -81,17 +81,10 @@ def evaluate(
     return values
 
 
-def selecting_split(task: Task, selection: str) -> str:
-    """The split that the scores of a run are of."""
-    if len(task.validation_splits) == 1:
-        return task.validation_splits[0]
-    return selection if selection == "pooled" else f"validation_{selection}"
-
-
-def choose_epochs(epochs: list[dict[str, Any]], task: Task, selection: str) -> dict[str, Any]:
+def choose_epochs(epochs: list[dict[str, Any]], task: Task) -> dict[str, Any]:
     """Choose `best`, the first epoch with the best headline metric (the last if it is never defined), and `last`. Their
-    values are those of the selecting split, also where train rows choose."""
-    split = selecting_split(task, selection)
+    values are those of the scoring split, also where train rows choose."""
+    split = task.scoring_split
     scores = [{"epoch": entry["epoch"], "value": entry["metrics"][split][task.metric]} for entry in epochs]
     chosen_by = [entry["metrics"].get(TRAIN_ROWS, entry["metrics"][split])[task.metric] for entry in epochs]
     defined = [(value, score) for value, score in zip(chosen_by, scores, strict=True) if value is not None]
@@ -101,11 +94,11 @@ def choose_epochs(epochs: list[dict[str, Any]], task: Task, selection: str) -> d
 
 
 def split_half(
-    predictions: Mapping[int, Mapping[str, np.ndarray]], splits: Mapping[str, Encoded], task: Task, selection: str
+    predictions: Mapping[int, Mapping[str, np.ndarray]], splits: Mapping[str, Encoded], task: Task
 ) -> float | None:
     """The headline metric without the gain from choosing an epoch on the rows that score it.
 
-    The epoch is chosen on one half of the selecting split and scored on the other, both ways, over `DEV_HALVES` fixed
+    The epoch is chosen on one half of the scoring split and scored on the other, both ways, over `DEV_HALVES` fixed
     divisions. The value is the mean of these scores. An epoch is chosen as in `choose_epochs`.
 
     Args:
@@ -113,10 +106,8 @@ def split_half(
     Returns: None for a user's own metric, and if a score is undefined, as Pearson's correlation of a constant is.
     """
     score = metrics.METRICS.get(task.metric)
-    split = selecting_split(task, selection)
-    names = task.validation_splits if split == "pooled" else (split,)
-    labels = np.concatenate([splits[name].labels for name in names])
-    epochs = [np.concatenate([predictions[epoch][name] for name in names]) for epoch in sorted(predictions)]
+    labels = splits[task.scoring_split].labels
+    epochs = [predictions[epoch][task.scoring_split] for epoch in sorted(predictions)]
     if score is None or len(labels) < 2:
         return None
     scores: list[float | None] = []

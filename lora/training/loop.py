@@ -30,7 +30,7 @@ from lora.records.provenance import code_version
 from lora.records.record import ADAPTER, RunRecord, checkpoint_path
 from lora.training.checkpoints import Checkpointer, made_from
 from lora.training.device import device_name, optimizer_bytes, peak_mib, start_process
-from lora.training.evaluation import choose_epochs, evaluate, predict, selecting_split, split_half
+from lora.training.evaluation import choose_epochs, evaluate, predict, split_half
 from lora.training.step import MicroBatch, micro_batches, prepare_step
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
@@ -80,7 +80,7 @@ def run(
     """
     started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     train = config.train
-    headline = selecting_split(task, train.selection)
+    headline = task.scoring_split
     process = start_process(config)
 
     # Rows, model and method.
@@ -146,7 +146,7 @@ def run(
         mean_loss = torch.stack(state.losses).mean().item()
         losses = {"train_loss": mean_loss, "loss": dev_loss}
         entry = {"epoch": epoch, "step": state.step, **losses, "metrics": values}
-        selected = choose_epochs([*state.epochs, entry], task, train.selection)
+        selected = choose_epochs([*state.epochs, entry], task)
         is_best = selected["best"]["epoch"] == epoch
         if "test" in more and is_best:  # after the choice, which it does not enter
             of_test = {"test": predict(model, more["test"], *arguments)[0]}
@@ -158,9 +158,9 @@ def run(
             state.adapter = pack(selected)
 
     # The record.
-    selected = choose_epochs(state.epochs, task, train.selection)
+    selected = choose_epochs(state.epochs, task)
     arrays = {epoch: {name: t.numpy() for name, t in tensors.items()} for epoch, tensors in state.predictions.items()}
-    selected["split_half"] = {"value": split_half(arrays, splits, task, train.selection)}
+    selected["split_half"] = {"value": split_half(arrays, splits, task)}
     if "test" in more:
         of_best = state.epochs[selected["best"]["epoch"] - 1]["metrics"]["test"]
         selected["test"] = {"value": of_best[task.metric], "rows": further["test"].rows["test"]}

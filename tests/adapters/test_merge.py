@@ -328,7 +328,7 @@ def test_a_state_dict_is_not_loaded_into_a_merged_model():
     merge(model)
     before = checksum(model.state_dict().items())
     for target in (model, copy.deepcopy(model), nn.ModuleList([model])):
-        with pytest.raises(UserError, match="call unmerge or remove before load_state_dict"):
+        with pytest.raises(UserError, match="this adapter is merged: call unmerge before"):
             target.load_state_dict(other.state_dict(), strict=False)
     assert checksum(model.state_dict().items()) == before
     remove(model)

@@ -104,7 +104,7 @@ def test_a_folder_without_a_plan_is_read_by_its_records_and_adopted(tmp_path):
     runs = select_runs("mini", [*ASKED, "method=lora,full", "seed=1,2", "train.precision=bf16"])
     for run in runs:
         write_run(tmp_path / "mini", run, 0.7)
-    assert not read_plan(tmp_path / "mini").is_written
+    assert not (tmp_path / "mini" / PLAN_FILE).exists()
     (table,) = [table for table in build("mini", [], tmp_path).tables if table.name == "table2"]
     assert table.cells["Seeds"].tolist() == ["2", "2"]
     launched = [*ASKED, "method=bitfit", "seed=1", f"runtime.results={tmp_path}/mini"]
@@ -324,7 +324,7 @@ def test_the_plans_of_the_reference_are_those_of_grids_and_records(profile):
     """Which runs an experiment has, by its grid, in the precision of the records."""
     folder = ROOT / "results" / "reference" / profile
     plan, records = read_plan(folder), load_records(folder)[0]
-    assert plan.is_written and plan.runs.keys() == {record.run_id for record in records}
+    assert plan.runs.keys() == {record.run_id for record in records}
     named = {name for run in plan.runs.values() for name in run.experiments}
     (precision,) = {run.config.train.precision for run in plan.runs.values()}
     for name in named:

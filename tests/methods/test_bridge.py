@@ -446,7 +446,7 @@ def test_what_trains_in_half_precision_is_what_trains_in_float32(kind):
 def test_a_merged_model_in_another_dtype_is_unmerged_in_it_and_takes_no_state_dict(kind):
     model, plain = trained(kind, "bert"), trained(kind, "bert")
     merge(model)
-    with pytest.raises(UserError, match="call unmerge before it is saved, loaded"):
+    with pytest.raises(UserError, match="call unmerge before it is saved"):
         model.load_state_dict(plain.state_dict())
     unmerge(model.bfloat16())
     plain.bfloat16()

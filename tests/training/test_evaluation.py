@@ -80,18 +80,17 @@ def epochs(*values: float | None, split: str = "validation", metric: str = "matt
     ],
 )
 def test_the_first_of_the_highest_is_the_best_and_an_undefined_one_never_is(values, best, last):
-    chosen = choose_epochs(epochs(*values), TASKS["cola"], "matched")
+    chosen = choose_epochs(epochs(*values), TASKS["cola"])
     assert (chosen["metric"], chosen["split"]) == ("matthews", "validation")
     for name, (epoch, value) in (("best", best), ("last", last)):
         assert chosen[name] == {"epoch": epoch, "value": value}
 
 
-def test_mnli_is_selected_by_the_split_that_is_asked_for():
+def test_mnli_is_scored_on_its_matched_rows():
     both = epochs(0.5, 0.6, split="validation_matched", metric="accuracy")
     for entry, value in zip(both, (0.9, 0.1), strict=True):
         entry["metrics"]["validation_mismatched"] = {"accuracy": value}
-    chosen = {name: choose_epochs(both, TASKS["mnli"], name)["best"] for name in ("matched", "mismatched")}
-    assert chosen == {"matched": {"epoch": 2, "value": 0.6}, "mismatched": {"epoch": 1, "value": 0.9}}
+    assert choose_epochs(both, TASKS["mnli"])["best"] == {"epoch": 2, "value": 0.6}
 
 
 def of_rows(labels: np.ndarray) -> Encoded:
@@ -105,7 +104,7 @@ def test_the_split_half_score_does_not_gain_from_the_choice_of_an_epoch():
     for _ in range(20):
         labels = source.integers(0, 2, 300)
         predictions = {epoch: {"validation": source.integers(0, 2, 300)} for epoch in range(1, 41)}
-        score = split_half(predictions, {"validation": of_rows(labels)}, TASKS["rte"], "matched")
+        score = split_half(predictions, {"validation": of_rows(labels)}, TASKS["rte"])
         best = max((p["validation"] == labels).mean() for p in predictions.values())
         gains.append((best - 0.5, score - 0.5))
     by_best, by_half = np.array(gains).T
@@ -125,12 +124,12 @@ def test_the_split_half_score_is_the_mean_of_scores_on_the_other_half():
         for chosen_on, scored_on in ((order[:50], order[50:]), (order[50:], order[:50])):
             chosen = [matthews_corrcoef(labels[chosen_on], p[chosen_on]) for p in tosses.values()]
             scores.append(matthews_corrcoef(labels[scored_on], tosses[1 + int(np.argmax(chosen))][scored_on]))
-    found = split_half(predictions, {"validation": of_rows(labels)}, TASKS["cola"], "matched")
+    found = split_half(predictions, {"validation": of_rows(labels)}, TASKS["cola"])
     assert found == pytest.approx(np.mean(scores), abs=1e-12)
 
 
 def test_one_epoch_has_the_same_epoch_in_both_halves_and_constant_scores_have_no_score():
     labels = np.linspace(0, 5, 40, dtype=np.float32)
     halves = [{1: {"validation": p}} for p in (labels + 1, np.ones(40, np.float32))]
-    found = [split_half(p, {"validation": of_rows(labels)}, TASKS["stsb"], "matched") for p in halves]
+    found = [split_half(p, {"validation": of_rows(labels)}, TASKS["stsb"]) for p in halves]
     assert found == [pytest.approx(1), None]

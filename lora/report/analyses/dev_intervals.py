@@ -23,7 +23,7 @@ from lora.data.metrics import METRICS, compute
 from lora.errors import UserError
 from lora.files import read_object, rounded, write_atomically
 from lora.records.analysis import EXAMPLES, Compared, analysis_json, comparison_key
-from lora.records.predictions import dev_predictions, splits_of
+from lora.records.predictions import dev_predictions
 from lora.records.record import RunRecord, load_curves, load_records
 from lora.report.build import Report, build
 from lora.report.catalogue import sections_of
@@ -122,8 +122,7 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
         found = read(run.task, **run.config.rows)
         if found.fingerprint != row.fingerprint:
             raise UserError(f"the rows of {row.task} are not those that {row.run_id} was trained on")
-        splits = splits_of(gathered.state.ok[row.run_id])
-        labels[row.task] = np.concatenate([np.asarray(found.splits[split]["label"]) for split in splits])
+        labels[row.task] = np.asarray(found.splits[run.task.scoring_split]["label"])
     return labels
 
 
