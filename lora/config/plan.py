@@ -192,7 +192,7 @@ def _adopted(folder: Path, *changed: int) -> Plan:
     for record in load_records(folder)[0]:
         run = run_of(record, tasks)
         if isinstance(run, PlannedRun) and run.run_id == record.run_id:
-            runs[run.run_id] = replace(run, stated={"run_id": run.run_id})  # never replaced
+            runs[run.run_id] = replace(run, stated={**run.stated, "run_id": run.run_id})  # never replaced
             counts[choice_of(run)] += record.status == "ok"
     return Plan(runs, tuple(choice for choice, _ in counts.most_common()))
 
@@ -210,7 +210,8 @@ def run_of(record: RunRecord, tasks: Mapping[str, Task]) -> PlannedRun | str:
     experiment = config.runtime.group if config.runtime.group in experiments() else usual
     method = (config.runtime.rate_name or config.method.name).partition(" ")[0]
     options = {"method": method, "model": config.model.name, "protocol": config.protocol}
-    return PlannedRun(config, task, (str(experiment),), options)
+    stated = {"train.epochs": config.train.epochs, "data.max_length": config.data.max_length}  # it may have been
+    return PlannedRun(config, task, (str(experiment),), options, stated)
 
 
 def choice_of(run: PlannedRun) -> Choice:

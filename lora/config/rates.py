@@ -16,6 +16,7 @@ from lora.errors import UserError, first_line
 from lora.files import REFERENCE, RESULTS, cached_by_file, write_atomically
 
 RATES_FILE = "rates.yaml"
+AT = ", at "  # before the number of train rows of a tuning
 TUNING = "tune"  # group of the tuning runs (runtime.group), which no table of results includes
 OTHER_METHOD = (  # settings that make another method, with a rate of its own; the rank and the targets do not
     *("method.type", "method.dora", "method.frozen_a", "method.init_a", "method.scaling", "train.lora_plus"),
@@ -60,11 +61,10 @@ class Rate:
 
     @property
     def tuned_alike(self) -> str:
-        """What the tuning of other methods must share: the numbers of values, train rows and seeds, and settings."""
-        rows = [f"{self.train_rows} rows"] if self.train_rows else []
-        places = " and ".join([*rows, f"{len(self.seeds)} seeds"] if len(self.seeds) > 1 else rows)
+        """What the tuning of other methods must share: the numbers of values and seeds, settings, and train rows."""
+        seeds = f" on {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         stated = f" ({self.stated})" if self.stated else ""
-        return f"{len(self.tried)} values{f' on {places}' if places else ''}{stated}"
+        return f"{len(self.tried)} values{seeds}{stated}{f'{AT}{self.train_rows} rows' if self.train_rows else ''}"
 
 
 def stated_text(stated: Mapping[str, Any], asked: Collection[str]) -> str | None:

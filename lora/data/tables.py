@@ -97,14 +97,13 @@ def read_cells(path: Path, **form: Any) -> tuple[list[str], list[list[str]]]:
             checked.extend(csv.reader(StringIO(text, newline=""), strict=True))
         except csv.Error as error:
             raise ValueError(f"row {len(checked)}: a quote opens a cell that it does not close: {error}") from error
-    if "\r\n" not in text and "\r" not in text.partition("\n")[0]:
+    lines_end_with_lf = "\r\n" not in text and "\r" not in text.partition("\n")[0]
+    if lines_end_with_lf:
         form["lineterminator"] = "\n"  # else pandas ends a row at a lone CR too
+    text = text.rstrip("\n" if lines_end_with_lf else "\r\n")  # blank lines at the end
     # header=None, because pandas would rename a column that occurs twice, and lets rows be longer than a header
     cells = pd.read_csv(StringIO(text), header=None, dtype=str, keep_default_na=False, skip_blank_lines=False, **form)
-    rows = len(cells)
-    while rows > 1 and not any(cells.loc[rows - 1]):  # blank lines at the end
-        rows -= 1
-    return cells.loc[0].tolist(), [cells[number].tolist()[1:rows] for number in cells]
+    return cells.loc[0].tolist(), [cells[number].tolist()[1:] for number in cells]
 
 
 def read_json_lines(path: Path) -> tuple[list[str], list[list[Any]]]:

@@ -112,11 +112,13 @@ def methods(section: Section) -> list[Table]:
         made.append(section.table(cells, [note("rates")], "rates", "How each learning rate was chosen"))
         costs = section.table(own.costs_table(section.runs), [note("costs")], "costs", "What each method costs")
         made.append(replace(costs, banner="", above=""))
-        tested = section.table(own.test_table(section.runs), [note("test")], "test", "Test rows, not used to choose")
-        if len(tested.cells):
-            made.append(replace(tested, banner="", above=""))
-        made += errors(section)
+        made += tested(section, "test") + errors(section)
     return made
+
+
+def tested(section: Section, file: str) -> list[Table]:
+    table = section.table(own.test_table(section.runs), [note("test")], file, "Test rows, not used to choose")
+    return [replace(table, banner="", above="")] if len(table.cells) else []
 
 
 def errors(section: Section) -> list[Table]:
@@ -199,7 +201,8 @@ def sizes(section: Section) -> list[Table]:
     notes = [*section.notes, note(ROWS), *([note("rows_chosen")] if by_train_rows else [])]
     made = section.table(cells, notes, rows=sizes_figure(section.runs))
     cells, title = rates_table(section.runs, section.gathered.rates), "How each learning rate was chosen, by train rows"
-    return [made, replace(section.table(cells, [note("rates")], f"{ROWS}_rates", title), banner="", above="")]
+    rates = replace(section.table(cells, [note("rates")], f"{ROWS}_rates", title), banner="", above="")
+    return [made, rates, *tested(section, f"{ROWS}_test")]
 
 
 def others(section: Section) -> list[Table]:

@@ -26,7 +26,7 @@ def latex_files(report: Report) -> dict[str, str]:
 
 def csv_files(report: Report) -> dict[str, str]:
     """Name -> content of a file with a row per run, and of one with a row per cell."""
-    runs = report.gathered.every.drop(columns=["terms", "experiment"])  # a run may serve several experiments
+    runs = report.gathered.every.drop(columns=["terms", "stated", "experiment"])  # a run may serve several experiments
     tables = {"runs.csv": runs, "cells.csv": report.cells}
     return {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()}
 

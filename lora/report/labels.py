@@ -13,7 +13,8 @@ ELSEWHERE = ("seed", "task", "protocol", "start", "start_run", "model.name", "me
 RANK_IN_SLUG = re.compile(r"-r\d+x?")
 # named if any two runs of a task differ in what was asked for: such scores are no fair comparison
 COMPARED = ["model", "protocol", "method", "task"]  # where two runs may differ in settings
-TRAIN_ROWS, EPOCHS = "data.train_rows", "train.epochs"
+EPOCHS, LENGTH, OF_ROWS = "train.epochs", "data.max_length", ("data.train_rows", "data.train_draw")
+TERMS = (EPOCHS, LENGTH, *OF_ROWS)  # in which two runs must agree to be compared
 NAMED_TARGETS = "method.targets"  # here only if modules are named in full, which the slug does not show
 SECTION_ORDER = ("start_seed", "model", "method", "data", "train")  # of the configuration
 
@@ -24,6 +25,7 @@ def named_settings(config: RunConfig) -> dict[str, str]:
     found: dict[str, Any] = {}
     for key, value in config.settings().items():
         found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
+    found["data.train_draw"] = config.data.train_draw
     return {key: setting_text(value) for key, value in found.items() if key not in shown}
 
 
@@ -55,7 +57,8 @@ def setting_labels(runs: pd.DataFrame, main: pd.DataFrame, without: Collection[s
     """run_id -> `lr=0.001, epochs=20`: the settings in which the runs of a method differ on a task.
 
     Hyperparameters may differ by task within a row, so only runs on one task are compared. Ranks of one target set are
-    compared too, since a table may have them in one line.
+    compared too, since a table may have them in one line. What a command states for some methods alone is named in
+    their rows.
 
     Args:
         runs, main: Frames with the columns of `lora.report.runs.facts_of`. Of the main table's runs: what all of them
@@ -68,20 +71,26 @@ def setting_labels(runs: pd.DataFrame, main: pd.DataFrame, without: Collection[s
         settings, place = {key: run[key] for key in keys}, tuple(run[name] for name in COMPARED)
         usual[place] = dict(usual.get(place, settings).items() & settings.items())
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    terms: dict[str, set[tuple[str, str]]] = {}
+    tasks: dict[str, list[dict[str, Any]]] = {}
     for run in runs.to_dict("records"):
         targets = RANK_IN_SLUG.sub("", run["slug"])
         groups.setdefault((*(run[name] for name in COMPARED), targets, run["start"]), []).append(run)
-        terms.setdefault(run["task"], set()).add(run["terms"])
+        tasks.setdefault(run["task"], []).append(run)
+    terms = {
+        task: {key for i, key in enumerate(TERMS) if len({run["terms"][i] for run in of_task}) > 1}
+        for task, of_task in tasks.items()
+    }
+    unlike = {task: {k for k in keys if len({run[k] for run in of_task}) > 1} for task, of_task in tasks.items()}
     words: dict[str, str] = {}
     for place, group in groups.items():
-        stated = zip((EPOCHS, TRAIN_ROWS), zip(*terms[group[0]["task"]], strict=True), strict=True)
-        always = {key for key, values in stated if len({*values}) > 1}
+        task = group[0]["task"]
+        always = terms[task] & unlike[task]
         if group[0].get(NAMED_TARGETS, "null") != "null":
             always.add(NAMED_TARGETS)
-        varied = [key for key in keys if key in always or len({run[key] for run in group}) > 1]
         known = usual.get(place[: len(COMPARED)], {})
+        varied = {key for key in keys if len({run[key] for run in group}) > 1}
         for run in group:
-            named = [key for key in varied if key in always or run[key] != known.get(key, "null")]
+            own = always | ({*run["stated"]} & unlike[task])
+            named = [key for key in keys if key in own or (key in varied and run[key] != known.get(key, "null"))]
             words[run["run_id"]] = ", ".join(f"{key.rpartition('.')[2]}={run[key]}" for key in named)
     return words

@@ -13,6 +13,7 @@ from lora.report.tables import trainable
 from lora.table import Cell, Value, number
 
 SHOWN_ROWS = 20
+HOW = {"Kernels": "train.kernels", "Precision": "train.precision"}  # columns of costs, where runs differ in them
 SHARES = {"Precision": "precision", "Recall": "recall", "F1": "f1"}
 Entries = Mapping[str, Mapping[str, Any]]  # task -> what its rows say (`lora.report.analyses.own_rows`)
 
@@ -29,10 +30,11 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
 
 
 def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line per task, method and device: medians over the runs, as their records have them."""
-    lines, runs = [], runs.assign(label=row_names(runs, ["model", "protocol"]))
-    keys, named = ["task", "label", "device"], runs["task"].nunique() > 1
-    for (task, label, device), of_method in runs.dropna(subset="device").groupby(keys, sort=False):
+    """One line per task, method, device and way of computing: medians over the runs, as their records have them."""
+    lines, runs = [], runs.assign(label=row_names(runs, ["model", "protocol"])).dropna(subset="device")
+    how = {title: key for title, key in HOW.items() if runs[key].nunique() > 1}
+    keys, named = ["task", "label", "device", *how.values()], runs["task"].nunique() > 1
+    for (task, label, device, *values), of_method in runs.groupby(keys, sort=False):
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
         line = ({"Task": task} if named else {}) | {"Method": label, "Trainable": trainable(of_method)}
         line |= {"Runs": len(of_method)}
@@ -40,15 +42,20 @@ def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
             "Minutes a run": number(middle["seconds"] / 60, ".1f" if middle["seconds"] >= 60 else ".2f"),
             "Step, ms": number(middle["step_ms"], ".1f"),
         }
-        lines.append(line | {"A task on disk, MB": number(middle["checkpoint_bytes"] / 1e6, ".2f"), "Device": device})
+        line |= {"A task on disk, MB": number(middle["checkpoint_bytes"] / 1e6, ".2f"), "Device": device}
+        lines.append(line | dict(zip(how, values, strict=True)))
     return pd.DataFrame(lines)
 
 
 def test_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line per task and method whose runs scored labelled test rows: mean and standard deviation over the runs."""
+    """One line per task and method whose runs scored labelled test rows: mean and standard deviation over the runs.
+    `runs`: with the column `size`, a line for each number of train rows."""
     lines, titles, runs = [], task_labels(runs), runs.assign(label=row_names(runs, ["model", "protocol"]))
-    for (task, label), of_method in runs.dropna(subset="test_rows").groupby(["task", "label"], sort=False):
-        line = {"Task": titles[task], "Method": label, "Runs": len(of_method)}
+    keys = ["task", *(["size"] if "size" in runs else []), "label"]
+    for (task, *size, label), of_method in runs.dropna(subset="test_rows").groupby(keys, sort="size" in runs):
+        line = {"Task": titles[task], "Method": label}
+        line |= {"Train rows": Value(size[0], f"{size[0]:,}")} if size else {}
+        line |= {"Runs": len(of_method)}
         line |= {"Test rows": int(of_method["test_rows"].iloc[0])}
         for title, scores in (("Dev", 100 * of_method["best"]), ("Test", 100 * of_method["test"])):
             spread = f" ±{scores.std():.1f}" if len(scores) > 1 else ""

@@ -1,10 +1,11 @@
 """The frame of a report: one row per run of a table, trained or not. Every table is made from its rows.
 
 Columns: experiment; the setting of the run (`FACTS`), and all others that name it, by their keys (`train.epochs`);
-`terms`, the epochs and train rows in which two runs must agree to be compared: what a command states, not what conf/
-gives each method; `LORA`: its short targets and its rank, else "" and 0; `RATE`: how its learning rate was chosen, as
-of the last launch that asked for it, and the number of train rows of the whole split; `label`, the name of its row;
-`kind`, one of `KINDS`; and, if it is trained, the columns of `lora.records.record.load_frame` and `collapsed`.
+`terms`, the epochs, length and train rows in which two runs must agree to be compared, and `stated`, the settings of
+data and training that a command states: not what conf/ gives each method; `LORA`: its short targets and its rank, else
+"" and 0; `RATE`: how its learning rate was chosen, as of the last launch that asked for it, and the number of train
+rows of the whole split; `label`, the name of its row; `kind`, one of `KINDS`; and, if it is trained, the columns of
+`lora.records.record.load_frame` and `collapsed`.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -15,12 +16,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from lora.config.rates import MAY_DIFFER
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
 from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, LoraConfig, method_words, targets_in_slug, targets_word
-from lora.report.experiments import MAIN, ROWS
-from lora.report.labels import EPOCHS, TRAIN_ROWS, named_settings, setting_columns, setting_labels
+from lora.report.experiments import MAIN, OWN, ROWS
+from lora.report.labels import EPOCHS, LENGTH, OF_ROWS, named_settings, setting_columns, setting_labels
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -108,9 +110,11 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
         if run.train_rows == run.task.official_rows["train"]:
             run = replace(run, config=replace(run.config, data=replace(run.config.data, train_rows=None)))
         named = {key: value for key, value in named_settings(run.config).items() if key not in dropped}
-        epochs = run.stated.get(EPOCHS, "usual") if experiment in MAIN else "usual"  # others may compare lengths
-        epochs = str(run.config.train.epochs) if experiment == ROWS else epochs  # which follow from the size
-        facts |= {"task": run.task.name, "metric": run.task.metric, "terms": (epochs, named[TRAIN_ROWS])}
+        stated = run.stated if experiment in (*MAIN, OWN) else {}  # others may compare lengths
+        stated = {EPOCHS: run.config.train.epochs} if experiment == ROWS else stated  # which follow from the size
+        terms = {key: stated.get(key, "usual") for key in (EPOCHS, LENGTH)} | {key: named[key] for key in OF_ROWS}
+        facts |= {"task": run.task.name, "metric": run.task.metric, "terms": tuple(terms.values())}
+        facts |= {"stated": tuple(key for key in stated if key not in MAY_DIFFER)}
         method = run.config.method
         is_lora = isinstance(method, LoraConfig)
         facts |= {"targets": targets_word(method.targets) if is_lora and targets_in_slug(method.targets) else ""}
@@ -119,7 +123,7 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
         facts |= {"rate_from": runtime.rate_from or "stated", "rate_name": runtime.rate_name, "whole_rows": whole}
         rows.setdefault((experiment, run.run_id), facts | named)
     settings = setting_columns(dict.fromkeys(key for row in rows.values() for key in row))
-    columns = ["experiment", "run_id", *FACTS, "metric", "terms", *LORA, *RATE, *settings]
+    columns = ["experiment", "run_id", *FACTS, "metric", "terms", "stated", *LORA, *RATE, *settings]
     return pd.DataFrame([*rows.values()], columns=columns, dtype=object)
 
 

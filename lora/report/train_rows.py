@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from lora.data.metrics import better
+from lora.config.rates import AT
+from lora.data.metrics import LOWER, better
 from lora.report.figures import Figure, bands, figure
 from lora.report.runs import row_names, summarise, task_labels, task_title
 from lora.report.stats import DIGITS, Interval, all_pairs, direction, few_text, interval_of, mean_interval, needed_text
@@ -68,14 +69,16 @@ def sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
     """
     lines = []
     for (task, _), of_task in runs.dropna(subset="best").groupby(["task", "model"], sort=False):
-        sizes = sorted(set(of_task["size"].tolist()))
+        sizes, metric = sorted(set(of_task["size"].tolist())), of_task["metric"].iloc[0]
+        about = LOWER if metric.endswith(LOWER) else ""
         for label, of_method in of_task.groupby("label", sort=False) if len(sizes) > 1 else ():
             few, many = sizes[-2:]
-            added = gain(of_method, few, many)
+            added, of_both = gain(of_method, few, many), of_method[of_method["size"].isin((few, many))]
             if added.n:
-                what = f"{label}, {task_title(task)}: {many:,} train rows instead of {few:,} change the score by"
-                collapsed = collapsed_among(of_method[of_method["size"].isin((few, many))])
-                lines.append(f"{what} {added.shown}, n = {added.n}: {direction(added)}{few_text(added.n)}{collapsed}")
+                what = f"{label}, {task_title(task)}{about}: {many:,} train rows instead of {few:,} change the score by"
+                word = unlike(of_both, {i: origin.partition(AT)[0] for i, origin in origins.items()})
+                word = word or f"{direction(added)}{few_text(added.n)}"
+                lines.append(f"{what} {added.shown}, n = {added.n}: {word}{collapsed_among(of_both)}")
         for size in dict.fromkeys((sizes[0], sizes[-1])):
             of_size = of_task[of_task["size"] == size]
             if of_size["label"].nunique() > 1:
@@ -94,23 +97,30 @@ def collapsed_among(runs: pd.DataFrame) -> str:
     return f" ({count} of {len(runs)} runs collapsed)" if count else ""
 
 
+def unlike(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
+    """Why runs are not judged, if their learning rates were not chosen alike."""
+    chosen = sorted({origins[run_id] for run_id in runs["run_id"] if run_id in origins})
+    return f"not judged, because the learning rates were not chosen alike: {' and '.join(chosen)}" * (len(chosen) > 1)
+
+
 def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
-    """The method that is better than every other on the runs of one size, or the best mean and what is undecided."""
-    chosen = {origins[run_id] for run_id in runs["run_id"] if run_id in origins}
-    if len(chosen) > 1:
-        return f"not judged, because the learning rates were not chosen alike: {' and '.join(sorted(chosen))}"
-    groups = {str(label): of_method for label, of_method in runs.groupby("label", sort=False)}
-    sign = better(runs["metric"].iloc[0])
-    best = max(groups, key=lambda label: sign * groups[label]["best"].astype(float).mean())
+    """The method that is better than every other on the runs of one size, or the best mean and what is undecided. Of
+    the seeds that all methods have."""
+    if word := unlike(runs, origins):
+        return word
+    scores, sign = runs.pivot(index="seed", columns="label", values="best").dropna(), better(runs["metric"].iloc[0])
+    if scores.empty:
+        return "not compared, because no seed has all methods"
+    groups = {str(label): group for label, group in runs[runs["seed"].isin(scores.index)].groupby("label", sort=False)}
+    best = (sign * scores.astype(float)).mean().idxmax()
     pairs = all_pairs(groups, sides=[(best, other) for other in groups if other != best])
-    if len(pairs) < len(groups) - 1 or pairs["n"].min() == 0:
-        return "not compared, because their epochs differ, or no seed has all methods"
+    if len(pairs) < len(groups) - 1:
+        return "not compared, because their epochs differ"
     shown = ", ".join(f"{interval_of(row).shown} against {row.other}" for row in pairs.itertuples())
-    n = " to ".join(dict.fromkeys(str(count) for count in (pairs["n"].min(), pairs["n"].max())))
-    collapsed = collapsed_among(runs)
+    n, collapsed = len(scores), collapsed_among(runs)
     words = [direction(interval_of(row)) for row in pairs.itertuples()]
     if all(word == ("higher" if sign > 0 else "lower") for word in words):
         return f"{best} is ahead: {shown}; n = {n}{collapsed}"
     needed = needed_text(float(pairs["needed"].max()), "tell them apart")
-    few = few_text(int(pairs["n"].min())) or needed
+    few = few_text(n) or needed
     return f"undecided: {best} has the best mean, {shown}; n = {n}{few}{collapsed}"

@@ -174,7 +174,7 @@ def add_runs(results: str | Path, runs: Sequence[PlannedRun]) -> Mapping[str, Pl
     before, planned = read_plan(results).runs, add_to_plan(results, runs).runs
     if replaced := [run_id for run_id, run in before.items() if run.experiments and not planned[run_id].experiments]:
         what = count_of(len(replaced), "planned run")
-        print(f"replaced: {what}, by other rates or lines of conf/ ({replaced[0]}, ...)", flush=True)
+        print(f"replaced: {what}, by other rates, epochs or lines of conf/ ({replaced[0]}, ...)", flush=True)
     return planned
 
 

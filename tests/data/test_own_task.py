@@ -154,6 +154,14 @@ def test_quoted_cells_hold_line_ends_and_blank_lines_may_end_a_file(tmp_path):
     assert rows_of(read_task(write_task(tmp_path)))["text"] == ["one\ntwo\nthree", "four"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", b'text\r\ngood\r\n""\r\n\r\n'), ("a.tsv", b"text\tid\ngood\t1\n\t\n\n")]
+)
+def test_a_row_of_empty_cells_at_the_end_is_a_row(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert read_table(tmp_path / name).columns["text"] == ["good", ""]
+
+
 @pytest.mark.parametrize(("ending", "end"), [(".tsv", "\n"), (".tsv", "\r\n"), (".csv", "\n"), (".csv", "\r")])
 def test_a_lone_cr_is_text_unless_every_row_ends_with_it(ending, end, tmp_path):
     path, texts = tmp_path / f"rows{ending}", ["good\rfilm" if "\n" in end else "good", "ok"]

@@ -117,8 +117,8 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
 def runs_of(facts: Iterable[Mapping[str, Any]], records: pd.DataFrame) -> pd.DataFrame:
     """The report's frame of runs: run_id, `FACTS`, and experiment and settings if they matter, with their records."""
     usual = {"experiment": "glue_table2", "model": "minilm", "protocol": "ours", "start": "pretrained"}
-    columns = dict.fromkeys(["experiment", "run_id", *FACTS, "metric", "terms", *LORA])
-    usual |= {"terms": ("usual", "null"), "targets": "", "rank": 0}
+    columns = dict.fromkeys(["experiment", "run_id", *FACTS, "metric", "terms", "stated", *LORA])
+    usual |= {"terms": ("usual", "usual", "null", "fixed"), "stated": (), "targets": "", "rank": 0}
     rows = [usual | {"metric": TASKS[one["task"]].metric} | dict(one) for one in facts]
     columns |= dict.fromkeys(key for row in rows for key in setting_columns(row))
     runs = pd.DataFrame(rows, columns=[*columns])

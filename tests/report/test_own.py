@@ -73,6 +73,44 @@ def test_a_task_of_ones_own_gets_an_answer(moods):
     assert line in shown and shown.index(line) < shown.index("<table")
 
 
+def test_what_a_command_states_for_some_methods_alone_is_named_and_other_rows_or_lengths_are_not_compared(moods):
+    folder, (task, _, *more) = moods
+    for words in (
+        ["method=dora", "train.class_weights=balanced"],
+        ["method=bitfit", "data.max_length=16"],
+        ["method=houlsby", "data.train_rows=3", "data.train_draw=seed"],
+        ["method=pfeiffer", "data.train_rows=3"],
+    ):
+        populate(folder / "own", "own", [task, *words, *more])
+    report = build("own", [task], folder)
+    (table,) = (table for table in report.tables if table.name == "table2_own")
+    names = {name.partition(", ")[0]: name for name in table.cells["Method"].str.replace(", r8", " r8")}
+    assert "class_weights=balanced" in names["DoRA (qv r8)"] and "class_weights" not in names["Full fine-tuning"]
+    assert "max_length=16" in names["BitFit"] and "max_length=128" in names["Full fine-tuning"]
+    assert [name for name in names.values() if "train_draw=seed" in name] == [names["Houlsby adapters (m8)"]]
+    pairs = [line.partition(", moods")[0] for line in report.answers]
+    assert len(pairs) == 3 and not any(name in pair for pair in pairs for name in ("BitFit", "Houlsby", "Pfeiffer"))
+
+
+def test_without_a_plan_runs_of_other_epochs_are_not_compared(tmp_path):
+    asked = [f"task={write_task(tmp_path / 'data')}", "seed=1,2,3,4,5", "experiment=own_task", *FIXED]
+    for words in (["method=full"], ["method=lora", "train.epochs=1"]):
+        populate(tmp_path / "own", "own", [*asked, *words], of_method(full=0.70, lora=0.71))
+    (tmp_path / "own" / "plan.json").unlink()
+    report = build("own", asked[:1], tmp_path)
+    (table,) = (table for table in report.tables if table.name == "table2_own")
+    assert table.cells["Method"].tolist() == ["Full fine-tuning, epochs=10", "LoRA (qv, r8), epochs=1"]
+    assert report.answers == ()
+
+
+def test_costs_of_two_kernels_stand_in_lines_of_their_own(tmp_path):
+    asked = [f"task={write_task(tmp_path / 'data')}", "experiment=own_task", "train.precision=fp32", "method=lora"]
+    for kernels in ("fused", "stock"):
+        populate(tmp_path / "own", "own", [*asked, f"train.kernels={kernels}", "seed=1"])
+    (table,) = (table for table in build("own", asked[:1], tmp_path).tables if table.name == "costs_own")
+    assert table.cells["Kernels"].tolist() == ["fused", "stock"] and "Precision" not in table.cells
+
+
 def test_the_readmes_task_gives_the_output_that_the_readme_shows(tmp_path, monkeypatch, capsys):
     """Numbers follow the machine and are compared by their form; the rows and the words are not."""
     section = (ROOT / "README.md").read_text().partition("## Your own data")[2].partition("\n## ")[0]
@@ -177,7 +215,7 @@ def test_how_a_rate_was_chosen_follows_from_the_plan_and_the_file():
     rate = Rate("minilm", "ours", "rte", "lora", 1e-3, (0,), {1e-3: 0.5, 2e-3: 0.4, 3e-3: 0.1})
     on_100 = dataclasses.replace(rate, train_rows=100, tried={1e-3: 0.5, 2e-3: 0.4})
     found = {"a": "tuned, of 3 values", "b": "tuned, of 3 values", "c": "tuned", "e": "untuned"}
-    assert origins_of(runs, [rate, on_100]) == found | {"f": "tuned, of 2 values on 100 rows"}
+    assert origins_of(runs, [rate, on_100]) == found | {"f": "tuned, of 2 values, at 100 rows"}
 
 
 def test_a_default_rate_that_tune_finds_best_is_tuned_and_stays_so_without_the_file(moods):
@@ -334,4 +372,4 @@ def test_rows_say_in_what_they_differ_from_those_of_another_table(moods):
     assert tables["table2_own"].cells["Method"].tolist() == ["Full fine-tuning", "LoRA (qv, r8)"]
     rows = tables["own_own"].cells["Method"].tolist()
     assert rows[0] == "LoRA (qv, r8), lr=0.05, epochs=1"
-    assert rows[1:] == [f"VeRA (1modules, r256), targets=*{name}" for name in ("query", "value")]
+    assert rows[1:] == [f"VeRA (1modules, r256), targets=*{name}, epochs=10" for name in ("query", "value")]

@@ -12,11 +12,14 @@ from synthetic import noise, populate
 
 from lora.cli import main
 from lora.config.rates import Rate, nearest_rate, write_rates
+from lora.data.metrics import LOWER
 from lora.data.own_task import read_task
 from lora.data.read import read
 from lora.errors import UserError
 from lora.records.record import load_records
 from lora.report.build import build
+from lora.report.gather import gather
+from lora.report.train_rows import sentences, with_sizes
 from lora.sweep.request import check_tuning, grids_text, select_runs
 from lora.sweep.sizes import halves
 from lora.sweep.tune import rate_grids
@@ -83,7 +86,7 @@ def test_a_run_takes_the_rate_of_the_nearest_size(asked, tmp_path):
     full = Rate("minilm", "ours", task, "full", 1e-4, (0,), {1e-4: 0.5})
     write_rates(tmp_path / "results" / "rates.yaml", [full])
     both = select_runs("own", [*asked, "method=full,lora", "seed=1"])
-    with pytest.raises(UserError, match="tuned alike, got full with 1 values, lora with 1 values on 100 rows on moods"):
+    with pytest.raises(UserError, match="got full with 1 values, lora with 1 values, at 100 rows on moods"):
         check_tuning(both, str(tmp_path / "results" / "rates.yaml"))
 
 
@@ -136,6 +139,35 @@ def test_a_report_says_what_more_rows_add_and_which_method_is_ahead(asked, tmp_p
     assert means["Full fine-tuning"][225] == pytest.approx(np.mean([of["full", 225, s] for s in range(1, 6)]), abs=1e-3)
 
 
+def test_the_method_ahead_is_that_of_the_seeds_that_all_methods_have(asked, tmp_path):
+    """LoRA's mean is the higher one only because full fine-tuning has further seeds, which are bad."""
+    level = {"full": lambda seed: 0.7 if seed < 6 else 0.1, "lora": lambda seed: 0.68}
+    for method, seeds in (("lora", "1,2,3,4,5"), ("full", "1,2,3,4,5,6,7,8,9")):
+        words = [*asked, f"method={method}", f"seed={seeds}", "data.train_rows=56,null"]
+        populate(tmp_path / "results", "own", words, lambda run: level[run.method](run.seed) + 1e-4 * noise(run.run_id))
+    lines = [line for line in build("own", asked[1:2]).answers if line.startswith("At ")]
+    assert len(lines) == 2 and all("Full fine-tuning is ahead: +2.0 (" in line and "n = 5" in line for line in lines)
+
+
+def test_a_gain_between_rates_that_were_tuned_unlike_is_not_judged(asked, tmp_path):
+    populate(tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=56,null"], score)
+    runs = with_sizes(gather("own", asked[1:2]).runs)
+    place, whole = ("minilm", "ours", "moods", "lora", 1e-3, (0,)), {1e-3: 0.5}
+    for few, word in ((whole, "higher"), ({1e-3: 0.5, 1e-2: 0.4}, "not judged, because the learning rates")):
+        origin = {size: Rate(*place, tried, size % 900 or None) for size, tried in ((56, few), (900, whole))}
+        origins = {run.run_id: f"tuned, of {origin[run.size].tuned_alike}" for run in runs.itertuples()}
+        (line,) = sentences(runs, origins)
+        assert f"n = 5: {word}" in line
+
+
+def test_a_metric_of_which_less_is_better_is_named(asked, tmp_path):
+    populate(tmp_path / "results", "own", [*asked, "method=lora"], score)
+    gathered = gather("own", asked[1:2])
+    runs = with_sizes(gathered.runs.assign(metric=f"loss{LOWER}"))
+    (line,) = sentences(runs, {})
+    assert f"{LOWER}: 900 train rows instead of 450" in line
+
+
 def test_methods_that_were_not_tuned_alike_are_not_compared(asked, tmp_path):
     populate(tmp_path / "results", "own", [*asked, "method=lora"], score)
     task = select_runs("own", [*asked, "method=full", "seed=1"])[0].task.name
@@ -149,7 +181,9 @@ def test_methods_that_were_not_tuned_alike_are_not_compared(asked, tmp_path):
 
 def test_methods_and_sizes_of_a_seed_share_its_train_rows(tmp_path, model_dir, capsys):
     """Trained: a launch from tables to sentences, whose runs hold the fingerprints of what they read."""
-    path = write(tmp_path / "data", 64, 24)
+    write(tmp_path / "data", 64, 24)
+    write_csv(tmp_path / "data" / "test.csv", learnable(20, 3))
+    path = write_task(tmp_path / "data", test="test.csv")
     words = [
         f"task={path}",
         "experiment=rows",
@@ -161,6 +195,10 @@ def test_methods_and_sizes_of_a_seed_share_its_train_rows(tmp_path, model_dir, c
     assert main(["-m", "profile=own", *words, "train.epochs=1"]) == 0
     out = capsys.readouterr().out
     assert "8 runs of rows, on 32, 64 train rows" in out and "64 train rows instead of 32" in out
+    (tested,) = (table for table in build("own", words[-2:]).tables if table.name == "rows_test_own")
+    assert tested.cells[["Method", "Train rows", "Runs"]].values.tolist() == [
+        [method, size, "2"] for size in ("32", "64") for method in ("Full fine-tuning", "LoRA (qv, r8)")
+    ]
     records, problems = load_records(tmp_path / "results")
     prints = {}
     for record in records:

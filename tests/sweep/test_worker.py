@@ -111,7 +111,7 @@ def test_parts_of_a_split_share_the_dev_rows_alone(trained, tiny_overrides, glue
 def rows_of(record, fingerprint):
     """Other train rows than a record's, and its dev rows."""
     dev = record.provenance["data"]["dev_fingerprint"]
-    return reader.TaskData("hub", {}, {}, {}, False, {}, None, fingerprint, dev)
+    return reader.TaskData("hub", {}, {}, {}, False, {}, fingerprint, dev)
 
 
 def test_a_single_run_on_other_rows_than_those_of_its_folder_is_refused(trained, tiny_overrides, monkeypatch):
@@ -188,4 +188,5 @@ def test_a_single_run_says_which_planned_run_it_replaces(tiny_overrides, tmp_pat
     (after,) = select_runs("small", [*asked, "experiment=null", f"rates={tmp_path}/rates.yaml"])
     capsys.readouterr()
     add_runs(tmp_path / "results", [after])
-    assert f"replaced: 1 planned run, by other rates or lines of conf/ ({before.run_id}" in capsys.readouterr().out
+    why = "by other rates, epochs or lines of conf/"
+    assert f"replaced: 1 planned run, {why} ({before.run_id}" in capsys.readouterr().out
