@@ -1,7 +1,6 @@
 """The accelerator memory that a run needs per process, computed without weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -28,35 +27,15 @@ PAPER_RUNS = (
 )
 
 
-@dataclass(frozen=True)
-class Memory:
-    """The memory of one process, in bytes.
-
-    Args:
-        weights: All weights in float32; with bf16 also the cast copies that a backward pass holds.
-        optimizer: AdamW's two moments, in float32.
-        activations: The tensors that autograd keeps at the end of a forward pass; with checkpointing, the inputs of
-            all layers and the activations of one.
-        rows: Examples in a micro-batch.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    rows: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def estimate(config: RunConfig, processes: int) -> tuple[Memory, Memory]:
+def estimate(config: RunConfig, processes: int) -> tuple[dict[str, int], dict[str, int]]:
     """The memory that a run needs at its maximum length, without and with gradient checkpointing.
 
     Excludes the allocator's fragments and the libraries' own. For train.kernels=fused, which is for CPUs and keeps
     less, it is the memory that transformers' modules would need.
 
+    Returns: Bytes of one process: `weights`, in float32, with bf16 also the cast copies that a backward pass holds;
+        `gradients`; `optimizer`, AdamW's two moments in float32; `activations`, the tensors that autograd keeps at the
+        end of a forward pass, with checkpointing the inputs of all layers and the activations of one.
     Raises: UserError: If the batch is not divisible among them, or `ENCODER_SIZES` lacks the model.
     """
     check_batch(config.train, processes)
@@ -73,8 +52,8 @@ def estimate(config: RunConfig, processes: int) -> tuple[Memory, Memory]:
     weights, casts = 4 * counts["total"], 2 * counts["total"] if config.train.precision == "bf16" else 0
     layers = model.config.num_hidden_layers
     inputs = layers * rows * config.data.max_length * model.config.hidden_size * 4
-    plain = Memory(weights + casts, 4 * trained, 8 * trained, kept, rows)
-    return plain, replace(plain, weights=weights + casts // layers, activations=inputs + kept // layers)
+    plain = {"weights": weights + casts, "gradients": 4 * trained, "optimizer": 8 * trained, "activations": kept}
+    return plain, plain | {"weights": weights + casts // layers, "activations": inputs + kept // layers}
 
 
 def kept_activations(model: nn.Module, rows: int, length: int, precision: str) -> int:
@@ -89,16 +68,16 @@ def memory_table(runs: Sequence[tuple[int, Sequence[str]]] = PAPER_RUNS) -> str:
     lines = []
     for processes, overrides in runs:
         config = compose_run(["profile=paper", *overrides])
+        rows = config.train.batch // (processes * config.train.accumulation)
         for checkpointing, memory in zip(("no", "yes"), estimate(config, processes), strict=True):
             line = {
                 "Model": config.model.name,
                 "Method": config.method.slug,
                 "Precision": config.train.precision,
                 "GPUs": processes,
-                "Rows x tokens": f"{memory.rows} x {config.data.max_length}",
+                "Rows x tokens": f"{rows} x {config.data.max_length}",
                 "Checkpointing": checkpointing,
             }
-            for part in ("weights", "gradients", "optimizer", "activations"):
-                line[part.capitalize()] = f"{getattr(memory, part) / GIB:.1f}"
-            lines.append(line | {"GiB a GPU": f"{memory.total / GIB:.1f}"})
+            line |= {part.capitalize(): f"{size / GIB:.1f}" for part, size in memory.items()}
+            lines.append(line | {"GiB a GPU": f"{sum(memory.values()) / GIB:.1f}"})
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)

@@ -29,9 +29,6 @@ COUNTS = ("trainable", "trainable_with_head", "checkpoint_bytes", "optimizer_byt
 BY_SHAPE = ("saved_activation_bytes", "peak_mib")
 TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of sample -> key
 INTERVALS = {key: f"{key}_interval" for key in TIMES.values()}
-TIMED = tuple(name for key, interval in INTERVALS.items() for name in (key, interval))
-TO_FULL = ("trainable", "checkpoint_bytes", "optimizer_bytes", *BY_SHAPE, *TIMED)
-TO_BASE = ("latency_ms", "latency_ms_interval")
 
 
 def summarise(
@@ -43,8 +40,8 @@ def summarise(
         measured: Method -> `settings` and, if the method trains, the keys in `COUNTS` and, by shape, in `BY_SHAPE`.
         samples: Samples of both kinds, each with kind, method, shape, round and ms.
         about: The plan, the model, the machine and its load.
-    Returns: `about`, and for every method its costs and their ratios. A value is None if it was not measured or has
-        nothing to be compared with. Ratios of times are medians of the ratios within a round.
+    Returns: `about`, and for every method its costs, None if they were not measured, and the ratios of those that two
+        methods have. Ratios of times are medians of the ratios within a round.
     """
     times = by_round(samples)
     summary: dict[str, Any] = {"about": dict(about)}
@@ -54,8 +51,8 @@ def summarise(
             of_kind = times.get((kind, name), {})
             entry[key] = {shape: round(float(np.median(values)), 5) for shape, values in of_kind.items()} or None
             entry[INTERVALS[key]] = {shape: _pair(v) for shape, v in of_kind.items()} or None
-        entry["to_full"] = _ratios(measured, times, name, "full", TO_FULL)
-        entry["to_base"] = _ratios(measured, times, name, "base", TO_BASE)
+        entry["to_full"] = _ratios(measured, times, name, "full")
+        entry["to_base"] = _ratios(measured, times, name, "base")
         summary[name] = entry
     return summary
 
@@ -69,11 +66,11 @@ def by_round(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict
     return times
 
 
-def _ratios(measured: Mapping, times: Mapping, name: str, reference: str, keys: Sequence[str]) -> dict | None:
+def _ratios(measured: Mapping, times: Mapping, name: str, reference: str) -> dict | None:
     if reference not in measured:
         return None
-    ratios: dict[str, Any] = dict.fromkeys(keys)
-    for key in keys:
+    ratios: dict[str, Any] = {}
+    for key in (*COUNTS, *BY_SHAPE):
         one, other = measured[name].get(key), measured[reference].get(key)
         if isinstance(one, Mapping) and other is not None:
             ratios[key] = {shape: round(one[shape] / other[shape], 6) for shape in one}
@@ -81,7 +78,7 @@ def _ratios(measured: Mapping, times: Mapping, name: str, reference: str, keys: 
             ratios[key] = round(one / other, 6)
     for kind, key in TIMES.items():
         one, other = times.get((kind, name)), times.get((kind, reference))
-        if key in keys and one and other:
+        if one and other:
             by_shape = {shape: one[shape] / other[shape] for shape in one}  # a slowdown of a whole round cancels out
             ratios[key] = {shape: round(float(np.median(values)), 6) for shape, values in by_shape.items()}
             ratios[INTERVALS[key]] = {shape: _pair(values) for shape, values in by_shape.items()}
