@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 import yaml
@@ -31,7 +30,7 @@ from lora.config.encoder_files import longest_input
 from lora.config.run import ModelConfig
 from lora.data.batching import Encoded, collate, encode, evaluation_batches, to_device
 from lora.data.own_task import check_words
-from lora.data.read import as_dataset, read
+from lora.data.read import Rows, picked, read
 from lora.data.tables import Table, is_empty, read_table
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, listed
@@ -101,13 +100,13 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
 
 
 def predict(
-    encoder: Encoder, rows: datasets.Dataset, task: Task, max_length: int | None, batch: int, device: torch.device
+    encoder: Encoder, rows: Rows, task: Task, max_length: int | None, batch: int, device: torch.device
 ) -> np.ndarray:
     """The float32 logits of the rows, (rows, labels). Rows that are cut are named on stderr."""
     model, longest = encoder.model.to(device).eval(), longest_input(encoder.model.config.to_dict())
     encoded = encode(rows, task, encoder.tokenizer, min(max_length or longest, longest))
     if cut := encoded.truncated:
-        what = f"{len(cut)} of {len(rows)} rows are longer than {encoded.max_length} tokens and are cut"
+        what = f"{len(cut)} of {len(rows['idx'])} rows are longer than {encoded.max_length} tokens and are cut"
         print(f"{what}: {listed(rows['idx'][row] + 1 for row in cut)}", file=sys.stderr)
     return logits_of(model, encoded, encoder.tokenizer.pad_token_id, batch, device)
 
@@ -181,7 +180,7 @@ def main(given: argparse.Namespace) -> None:
     place = at_home(given.adapter)
     adapter = read_adapter(place)
     task = task_of(adapter, place)
-    rows: dict[Path, datasets.Dataset] = {}  # of each output
+    rows: dict[Path, Rows] = {}  # of each output
     table, places = Table(place, {}), [0]
     if given.glue_submission:
         if task.tsv is None:
@@ -203,7 +202,7 @@ def main(given: argparse.Namespace) -> None:
         if left_out := listed(row + 1 for row in sorted({*range(len(table))} - {*places})):
             print(f"{table.path}: no prediction for rows with an empty text: {left_out}", file=sys.stderr)
         as_table(table, {"prediction": [""]}, [0], output)  # what cannot be written is refused now
-        rows[output] = as_dataset(task, columns | {"label": [None] * len(table)}, np.array(places))
+        rows[output] = picked(task, columns | {"label": [None] * len(table)}, np.array(places))
     encoder = load_base(adapter, task, given.model)
     put_on(encoder, adapter, task)
     files = {}

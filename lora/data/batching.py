@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lora.data.read import Rows
 from lora.data.tasks import Task
 from lora.rng import shuffled
 
@@ -39,16 +39,15 @@ class Encoded:
     truncated: Sequence[int] = ()
 
 
-def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: int) -> Encoded:
-    """Tokenize a split. A pair that is too long loses tokens one by one, each from the longer text at that point.
+def encode(rows: Rows, task: Task, tokenizer: Any, max_length: int) -> Encoded:
+    """Tokenize rows. A pair that is too long loses tokens one by one, each from the longer text at that point.
 
     Args:
         tokenizer: A transformers tokenizer.
     """
     ids, types, lengths, truncated = [], [], [], []
-    for start in range(0, len(dataset), TOKENIZED_AT_ONCE):
-        rows = dataset[start : start + TOKENIZED_AT_ONCE]
-        texts = [rows[column] for column in task.columns]
+    for start in range(0, len(rows["label"]), TOKENIZED_AT_ONCE):
+        texts = [rows[column][start : start + TOKENIZED_AT_ONCE] for column in task.columns]
         tokens = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
         lengths += map(len, tokens["input_ids"])
         full = [row for row, found in enumerate(tokens["input_ids"]) if len(found) == max_length]
@@ -58,7 +57,7 @@ def encode(dataset: datasets.Dataset, task: Task, tokenizer: Any, max_length: in
             truncated += [start + row for row, is_cut in zip(full, cut, strict=True) if is_cut]
         ids += [np.array(row, np.int32) for row in tokens["input_ids"]]
         types += [np.array(row, np.int32) for row in tokens.get("token_type_ids", ())]
-    labels = dataset["label"][:]
+    labels = rows["label"]
     unlabelled = any(label is None for label in labels)
     counts = np.array(lengths, np.int64)
     return Encoded(

@@ -2,30 +2,28 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lora.data.read import TaskData
 from lora.data.tasks import Task
-
-if TYPE_CHECKING:  # which loads the datasets library
-    from lora.data.read import TaskData
 
 BETWEEN = " | "  # the two texts of a pair
 NAMED = 5  # dev rows that are named
 
 
-def texts_of(task: Task, data: "TaskData", split: str) -> list[str]:
+def texts_of(task: Task, data: TaskData, split: str) -> list[str]:
     """The texts of a split, each row as one."""
-    return [BETWEEN.join(row) for row in zip(*(data.splits[split][name][:] for name in task.columns), strict=True)]
+    return [BETWEEN.join(row) for row in zip(*(data.splits[split][name] for name in task.columns), strict=True)]
 
 
-def facts(task: Task, data: "TaskData") -> dict[str, Any]:
+def facts(task: Task, data: TaskData) -> dict[str, Any]:
     """Of the train and the first validation split.
 
     Returns: `rows`, of both; `classes`, train rows of each label; `repeated`, train rows whose text occurs earlier;
         `in_train`, the dev rows whose text is in train, from 1.
     """
     train, dev = (texts_of(task, data, split) for split in task.training_splits[:2])
-    known, labels = set(train), Counter(data.splits[task.train_split]["label"][:])
+    known, labels = set(train), Counter(data.splits[task.train_split]["label"])
     return {
         "rows": [len(train), len(dev)],
         "classes": {label: labels[index] for index, label in enumerate(task.labels)},

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 
 from lora.data.embedded import embedded_rows
@@ -22,6 +21,7 @@ BOM = b"\xef\xbb\xbf"
 TRAIN_ROWS = "train_rows"  # as train.selection, and as the name of a split
 STRATA = 5  # of scores, in a draw that keeps their spread
 HUB_ID = "nyu-mll/glue"
+Rows = dict[str, list]  # column -> its values
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class TaskData:
     """A task's rows and their origin.
 
     Args:
-        splits: Split -> the task's text columns, `label` (class index or score; None in test splits) and `idx`, the
-            row's index in the whole split. The hub has the same `idx`, except for MRPC, where it counts dev rows too.
+        splits: Split -> column -> its values: the task's texts, `label` (class index or score; None in test splits) and
+            `idx`, the row's index in the whole split. The hub has the same `idx`, except for MRPC, where it counts dev
+            rows too.
         rows: Split -> number of rows.
         official_rows: Split -> number of rows of the official split.
         is_part: Whether any split's number of rows differs from the official one.
@@ -41,7 +42,7 @@ class TaskData:
     """
 
     source: str
-    splits: dict[str, datasets.Dataset]
+    splits: dict[str, Rows]
     rows: dict[str, int]
     official_rows: dict[str, int]
     is_part: bool
@@ -87,28 +88,27 @@ def read(
 
             rows = own_rows(task.own, task.folder, split)
             if split == task.train_split:
-                whole = fingerprint(task, {split: as_dataset(task, rows, np.arange(len(rows["label"])))})
+                whole = fingerprint(task, {split: picked(task, rows, np.arange(len(rows["label"])))})
         elif source == "tsv":
             rows, left_out = read_tsv(task, split, at_home(path))
             skipped |= left_out
         else:
             folder = at_home(path) if source == "parquet" else None
             rows = read_hub_layout(task, split, folder, revision)
-        read_rows[split] = as_dataset(task, rows, subset(task, split, rows["label"], train_rows, draw, left))
-    counts = {split: len(dataset) for split, dataset in read_rows.items()}
+        read_rows[split] = picked(task, rows, subset(task, split, rows["label"], train_rows, draw, left))
+    counts = {split: len(rows["idx"]) for split, rows in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
     dev = {split: read_rows[split] for split in task.validation_splits if split in read_rows}
     prints = fingerprint(task, read_rows), fingerprint(task, dev), whole
     return TaskData(source, read_rows, counts, official, counts != official, skipped, *prints)
 
 
-def as_dataset(task: Task, columns: dict[str, list], rows: np.ndarray) -> datasets.Dataset:
-    """A data set of the chosen rows of a split, with their indices as column `idx`."""
-    label = datasets.ClassLabel(names=list(task.labels)) if task.labels else datasets.Value(task.score_type)
-    texts = {name: datasets.Value("string") for name in task.columns}
-    features = datasets.Features({**texts, "label": label, "idx": datasets.Value("int64")})
-    picked = {name: [columns[name][row] for row in rows] for name in (*task.columns, "label")}
-    return datasets.Dataset.from_dict({**picked, "idx": rows}, features=features)
+def picked(task: Task, columns: Rows, rows: np.ndarray) -> Rows:
+    """The chosen rows of a split, with scores in `Task.score_type` and their indices as column `idx`."""
+    found = {name: [columns[name][row] for row in rows] for name in (*task.columns, "label")}
+    if not task.labels and None not in found["label"]:
+        found["label"] = np.array(found["label"], task.score_type).tolist()
+    return found | {"idx": rows.tolist()}
 
 
 RunRows = tuple[TaskData, dict[str, TaskData]]  # train and validation, and further splits by name
@@ -124,7 +124,7 @@ def read_for_run(task: Task, rows: Mapping[str, Any], selection: str) -> RunRows
     more = {}
     if task.own is not None and task.test_splits:
         more["test"] = read(task, rows["source"], splits=task.test_splits)
-        if None in more["test"].splits["test"]["label"][:]:
+        if None in more["test"].splits["test"]["label"]:
             del more["test"]
     if selection == TRAIN_ROWS:
         more[TRAIN_ROWS] = read(task, **rows, splits=(task.train_split,), left=True)
@@ -159,20 +159,19 @@ def stratified(task: Task, labels: np.ndarray, draw: int) -> np.ndarray:
     return order[np.argsort(keys[order], kind="stable")]
 
 
-def fingerprint(task: Task, splits: dict[str, datasets.Dataset]) -> str:
+def fingerprint(task: Task, splits: Mapping[str, Rows]) -> str:
     """SHA-256 over every text and label, by split and column. Each text is hashed together with its length in bytes."""
     digest = hashlib.sha256(json.dumps([task.name, task.columns, task.labels]).encode())
     low, high = task.label_range or (0.0, 1.0)
     too_fine = max(-low, high) * np.finfo("f4").eps > (high - low) / 1000  # scores that differ may be equal in float32
     for split in sorted(splits):
-        digest.update(json.dumps([split, len(splits[split])]).encode())
-        # [:] makes a list at once; iterating over a column decodes it row by row, which is 20 times slower.
+        digest.update(json.dumps([split, len(splits[split]["label"])]).encode())
         for name in task.columns:
-            texts = [text.encode() for text in splits[split][name][:]]
+            texts = [text.encode() for text in splits[split][name]]
             digest.update(np.array([len(text) for text in texts], "<i8").tobytes())
             digest.update(b"".join(texts))
         absent = -1 if task.labels else np.nan
-        labels = [absent if label is None else label for label in splits[split]["label"][:]]
+        labels = [absent if label is None else label for label in splits[split]["label"]]
         digest.update(np.array(labels, "<i4" if task.labels else "<f8" if too_fine else "<f4").tobytes())
     return digest.hexdigest()
 
@@ -259,7 +258,7 @@ def read_lines(path: Path, torn_allowed: bool = False) -> list[str]:
 # The hub's layout.
 
 
-def read_hub_layout(task: Task, split: str, folder: Path | None, revision: str | None) -> dict[str, list]:
+def read_hub_layout(task: Task, split: str, folder: Path | None, revision: str | None) -> Rows:
     """Read one split from the hub or from a folder of parquet files, `<task>/<split>-00000-of-00001.parquet`.
 
     Returns: The columns.
@@ -274,6 +273,8 @@ def read_hub_layout(task: Task, split: str, folder: Path | None, revision: str |
         where = f"{split} of {HUB_ID} ({task.name}, revision {revision})"
         named, options = (HUB_ID, task.name), {"revision": revision}
         advice = "to read a local folder instead, set GLUE_DIR="
+    import datasets  # a second, which other sources do without
+
     datasets.disable_progress_bars()
     try:
         builder = datasets.load_dataset_builder(*named, **options)

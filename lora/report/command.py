@@ -15,6 +15,7 @@ from lora.config.run import RuntimeConfig
 from lora.config.select import PLACES, place, selecting
 from lora.errors import UserError
 from lora.files import REFERENCE, ROOT, write_atomically, write_changed
+from lora.report.analyses import dev_intervals, own_rows
 from lora.report.build import FOUND, Report, build
 from lora.report.claims.headlines import findings_block
 from lora.report.claims.shown import to_json, verdict_table
@@ -177,8 +178,6 @@ def main(arguments: argparse.Namespace) -> int:
 def analyse_own(profile: str, words: Sequence[str]) -> bool:
     """Compute what needs the rows of own tasks, for all runs of the folder, where a launch has them. Returns: Whether
     that was possible."""
-    from lora.report.analyses import dev_intervals, own_rows  # load the datasets library
-
     print("computing baselines, errors and intervals over the dev rows ...", file=sys.stderr, flush=True)
     try:
         report = build(profile, [word for word in words if word.startswith(PLACES)])

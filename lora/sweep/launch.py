@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from lora.config.compose import chosen_option
 from lora.config.run import PlannedRun, RuntimeConfig
 from lora.data.facts import facts, facts_text
+from lora.data.read import read
 from lora.errors import UserError, listed
 from lora.files import check_writable
 from lora.records.record import load_records
@@ -148,8 +149,6 @@ def own_facts(runs: Iterable[PlannedRun]) -> list[str]:
     tasks = {run.task.name: run for run in sorted(runs, key=lambda run: run.train_rows) if run.task.own is not None}
     if not tasks:
         return []
-    from lora.data.read import read  # loads the datasets library
-
     found = {name: facts(run.task, read(run.task, **run.config.rows)) for name, run in tasks.items()}
     return [f"  data:    {line}" for each in found.values() for line in facts_text(each)]
 

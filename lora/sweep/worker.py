@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
 from lora.config.plan import add_to_plan, read_plan
 from lora.config.run import PlannedRun, RunConfig
+from lora.data.read import RunRows, read_for_run
 from lora.errors import DivergedError, UnfinishedError, UserError
 from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
 from lora.records.record import (
@@ -34,9 +35,6 @@ from lora.sweep.notes import HeldError, Note, held
 from lora.sweep.progress import Display, about, count_of
 from lora.training import processes
 from lora.training.processes import InterruptedRunError, check_batch, rank, world_size
-
-if TYPE_CHECKING:
-    from lora.data.read import RunRows
 
 
 def ensure_record(run: PlannedRun, mistakes_fail: bool) -> RunRecord:
@@ -92,7 +90,7 @@ def has_adapter(record: RunRecord, outputs: str) -> bool:
     return path.exists() and path.with_name(DESCRIPTION).exists() and hash_file(path) == record.adapter
 
 
-def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None, rows: "RunRows | None" = None) -> RunRecord:
+def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None, rows: RunRows | None = None) -> RunRecord:
     """Train, and write the record, predictions and adapter.
 
     Args:
@@ -237,7 +235,7 @@ def run_job(job: Job) -> dict[str, str]:
     return outcomes
 
 
-def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo: Container[str]) -> "RunRows | None":
+def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo: Container[str]) -> RunRows | None:
     """Check that the rows and weights found here are those that the records of the same folder were made from.
 
     A run has the same name on every machine, wherever its rows and encoder lie. What lies in folders is compared by its
@@ -258,8 +256,6 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         part = (config.task, config.data.train_rows, config.rows["draw"])
         asked.setdefault(config.task, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
-            from lora.data.read import read_for_run  # loads the datasets library
-
             found = read_for_run(run.task, config.rows, config.train.selection)
             rows[part], rows[config.task, "dev"] = found[0].fingerprint, found[0].dev_fingerprint
             rows[config.task, "train"] = found[0].train_fingerprint

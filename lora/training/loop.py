@@ -105,7 +105,7 @@ def run(
     # Kernels, optimizer and schedule.
     lengths = splits["train"].lengths
     steps = train.epochs * math.ceil(len(lengths) / train.batch)
-    step = prepare_step(model, config, task, process, steps, data.splits["train"]["label"][:])
+    step = prepare_step(model, config, task, process, steps, data.splits["train"]["label"])
 
     # The loop, from the beginning or from the checkpoint.
     fingerprints = "".join([data.fingerprint, *(of.fingerprint for of in further.values())])

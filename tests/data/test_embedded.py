@@ -49,7 +49,7 @@ def test_no_sentence_is_trained_on_in_one_task_and_tested_in_another(data):
     assert len(written) > 10600
     for name in ("reviews", "ratings", "scrambled"):
         for split, rows in data[name].splits.items():
-            texts = rows["sentence"][:]
+            texts = rows["sentence"]
             assert len(texts) == len(set(map(plain, texts)))
             sides[split] |= {written[" ".join(sorted(text.split()))] for text in texts}
     assert len(sides["train"]) == 3989 and len(sides["validation"]) == 450
@@ -59,13 +59,13 @@ def test_no_sentence_is_trained_on_in_one_task_and_tested_in_another(data):
 def test_reviews_and_ratings_say_what_the_raters_said(data):
     means, seen = ratings_by_text(), 0
     for rows in data["ratings"].splits.values():
-        for text, label in zip(rows["sentence"][:], rows["label"][:], strict=True):
+        for text, label in zip(rows["sentence"], rows["label"], strict=True):
             assert label == pytest.approx(means[text], abs=1e-6)
             seen += 1
     assert seen == 4439
     short = {text: mean for text, mean in means.items() if len(text.split()) <= 16}
     for rows in data["reviews"].splits.values():
-        for text, label in zip(rows["sentence"][:], rows["label"][:], strict=True):
+        for text, label in zip(rows["sentence"], rows["label"], strict=True):
             assert abs(means[text]) >= 0.5 and label == (means[text] > 0)
             seen += 1
     assert seen == 4439 + sum(abs(mean) >= 0.5 for mean in short.values())
@@ -76,11 +76,12 @@ def test_no_question_and_no_clause_is_on_both_sides(data):
         rows = map(json.loads, file)
         source = {(plain(row["question"]), plain(row["context"]), row["answer"] == "True") for row in rows}
     train, dev = data["clauses"].splits["train"], data["clauses"].splits["validation"]
-    assert all(len(f"{row['question']} {row['clause']}".split()) <= 40 for rows in (train, dev) for row in rows)
+    pairs = [pair for rows in (train, dev) for pair in zip(rows["question"], rows["clause"], strict=True)]
+    assert all(len(" ".join(pair).split()) <= 40 for pair in pairs)
     for column in ("question", "clause"):
         sides = [set(map(plain, rows[column][:])) for rows in (train, dev)]
         assert min(map(len, sides)) > 100
         assert not sides[0] & sides[1]
     for rows in (train, dev):
-        made = zip(rows["question"][:], rows["clause"][:], rows["label"][:], strict=True)
+        made = zip(rows["question"], rows["clause"], rows["label"], strict=True)
         assert {(plain(q), plain(c), bool(label)) for q, c, label in made} <= source

@@ -41,7 +41,7 @@ FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def rows_of(task, split="train"):
-    return read(task, "own", splits=(split,)).splits[split].to_dict()
+    return read(task, "own", splits=(split,)).splits[split]
 
 
 # The definition

@@ -30,19 +30,19 @@ def test_the_official_files_are_read_as_the_csv_module_reads_them(name, tmp_path
         with open(tmp_path / task.title / task.tsv.files[split], newline="\n", encoding="utf-8") as file:
             fieldnames = ["source", "label", "mark", "sentence"] if name == "cola" and split != "test" else None
             expected = list(csv.DictReader(file, fieldnames, delimiter="\t", quoting=csv.QUOTE_NONE))
-        assert len(rows) == len(expected) == 24
+        assert len(rows["idx"]) == len(expected) == 24
         for column, official in zip(task.columns, task.tsv.texts, strict=True):
             assert rows[column][:] == [row[official] for row in expected]
         if split in task.test_splits:
-            assert rows["label"][:] == [None] * 24
+            assert rows["label"] == [None] * 24
         elif task.labels:
             words = dict(enumerate(task.tsv.words or task.labels))
             assert [words[label] for label in rows["label"]] == [row[task.tsv.label] for row in expected]
             assert len(set(rows["label"])) == len(task.labels)
         else:
-            assert rows["label"][:] == [float(np.float32(row["score"])) for row in expected]
-        assert rows["idx"][:] == list(range(24))
-        assert rows.column_names == [*task.columns, "label", "idx"]
+            assert rows["label"] == [float(np.float32(row["score"])) for row in expected]
+        assert rows["idx"] == list(range(24))
+        assert [*rows] == [*task.columns, "label", "idx"]
         compared += 1
     assert compared == len(task.official_rows)
 
@@ -54,8 +54,7 @@ def test_the_same_rows_come_from_tsv_and_parquet(name, tmp_path):
     parquet = read(task, "parquet", write_parquet(tmp_path / "parquet", task, shards=3), splits=splits)
     assert set(tsv.splits) == set(parquet.splits) == set(splits)
     for split in splits:
-        assert tsv.splits[split].features == parquet.splits[split].features
-        assert tsv.splits[split].to_dict() == parquet.splits[split].to_dict()
+        assert tsv.splits[split] == parquet.splits[split]
     assert tsv.fingerprint == parquet.fingerprint
     assert (tsv.rows, tsv.is_part, tsv.skipped) == (parquet.rows, parquet.is_part, parquet.skipped)
 
@@ -95,10 +94,10 @@ def test_a_subset_is_fixed_nested_and_in_order(tmp_path):
     whole, large, small = (read(task, "tsv", folder, train_rows=rows) for rows in (None, 100, 40))
     assert whole.rows["train"] == 635 and large.rows["train"] == 100 and small.rows["train"] == 40
     assert large.is_part and large.rows["validation"] == whole.rows["validation"]
-    idx = large.splits["train"]["idx"][:]
+    idx = large.splits["train"]["idx"]
     assert idx == sorted(set(idx)) and idx != list(range(100)) and set(small.splits["train"]["idx"]) < set(idx)
     assert max(idx) > 500
-    assert large.splits["train"]["sentence1"][:] == [whole.splits["train"]["sentence1"][row] for row in idx]
+    assert large.splits["train"]["sentence1"] == [whole.splits["train"]["sentence1"][row] for row in idx]
     assert len({whole.fingerprint, large.fingerprint, small.fingerprint}) == 3
     assert read(task, "tsv", folder, train_rows=100).fingerprint == large.fingerprint
     assert read(task, "tsv", folder, train_rows=5000).fingerprint == whole.fingerprint
@@ -123,8 +122,8 @@ def test_a_draw_of_each_seed_is_nested_and_keeps_every_class(tmp_path, scores):
             counts = [np.sum(classes == place) for place in range(len(shares))]
             assert all(abs(count - size * share) < 2 for count, share in zip(counts, shares, strict=True)), size
             assert min(counts) >= 1 or size < len(shares)
-        draws[draw] = parts[20]["idx"][:]
-    assert draws[1] != draws[2] and draws[1] != read(task, "own", train_rows=len(draws[1])).splits["train"]["idx"][:]
+        draws[draw] = parts[20]["idx"]
+    assert draws[1] != draws[2] and draws[1] != read(task, "own", train_rows=len(draws[1])).splits["train"]["idx"]
 
 
 @pytest.mark.parametrize("name", ["cola", "rte"])  # without a header, and with one

@@ -50,7 +50,7 @@ def test_baselines_learn_from_train_alone(task):
     constant, linear = baselines(task, data)
     dev = np.asarray(data.splits["validation"]["label"])
     assert constant["value"] == pytest.approx(100 * np.mean(dev == 0)) and linear["value"] == 100
-    train, labels = data.splits["train"]["text"][:], np.asarray(data.splits["train"]["label"])
+    train, labels = data.splits["train"]["text"], np.asarray(data.splits["train"]["label"])
     predicted, strength = tf_idf(True, train, labels, ["good 7", "bad 7"])
     assert predicted.tolist() == [0, 1] and strength in (0.01, 0.1, 1, 10, 100)
     single = np.array([0] * 39 + [1] + [0] * 3)

@@ -229,9 +229,7 @@ def test_train_rows_outside_the_subset_choose_the_epoch_and_the_dev_rows_only_sc
     )
     assert record.selected["best"] == {"epoch": 1 + int(np.argmax(choosing)), "value": dev[np.argmax(choosing)]}
     task = read_task(path)
-    first, left = (
-        read(task, "own", train_rows=32, draw=3, left=left).splits["train"]["idx"][:] for left in (False, True)
-    )
+    first, left = (read(task, "own", train_rows=32, draw=3, left=left).splits["train"]["idx"] for left in (False, True))
     assert not {*first} & {*left} and {*first, *left} == {
         *read(task, "own", train_rows=64, draw=3).splits["train"]["idx"]
     }

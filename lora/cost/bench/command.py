@@ -31,6 +31,7 @@ from lora.config.run import RunConfig
 from lora.cost import machine
 from lora.cost.bench.page import SIDES, block, rebuild
 from lora.cost.timing import order
+from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, check_writable, write_atomically
@@ -122,13 +123,13 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
 
 def export_rows(config: RunConfig, folder: Path) -> Path:
     """Write the splits that a run reads as JSON lines, for a script. Returns: Their folder."""
-    from lora.data.read import read  # loads pandas and datasets
-
     task, target = TASKS[config.task], folder / config.task
     splits = read(task, **config.rows).splits
     target.mkdir(parents=True)
     for split, name in zip(task.training_splits, ("train", "validation"), strict=True):
-        splits[split].select_columns([*task.columns, "label"]).to_json(target / f"{name}.json")
+        columns = {key: splits[split][key] for key in (*task.columns, "label")}
+        lines = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        (target / f"{name}.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return target
 
 

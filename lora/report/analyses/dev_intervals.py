@@ -20,6 +20,7 @@ from jaxtyping import Float
 from scipy import special
 
 from lora.data.metrics import METRICS, compute
+from lora.data.read import read
 from lora.errors import UserError
 from lora.files import read_object, rounded, write_atomically
 from lora.records.analysis import EXAMPLES, Compared, analysis_json, comparison_key
@@ -111,8 +112,6 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 
     Raises: UserError: If the rows are not available, or are not those of the records.
     """
-    from lora.data.read import read  # loads the library of data sets
-
     labels, runs = {}, gathered.runs.dropna(subset="device")
     for row in runs.drop_duplicates("task").itertuples():
         task = gathered.tasks[row.task]
