@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 
 from lora.config.compose import compose_run
@@ -127,9 +128,8 @@ def export_rows(config: RunConfig, folder: Path) -> Path:
     splits = read(task, **config.rows).splits
     target.mkdir(parents=True)
     for split, name in zip(task.training_splits, ("train", "validation"), strict=True):
-        columns = {key: splits[split][key] for key in (*task.columns, "label")}
-        lines = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-        (target / f"{name}.json").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        columns = pd.DataFrame({key: splits[split][key] for key in (*task.columns, "label")})
+        columns.to_json(target / f"{name}.json", orient="records", lines=True)
     return target
 
 
