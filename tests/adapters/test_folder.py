@@ -172,14 +172,14 @@ def test_a_broken_or_hostile_folder_is_refused_and_leaves_the_model(tmp_path):
 def test_a_folder_between_two_writes_is_recognised(tmp_path, monkeypatch):
     adapters = five("bert")
     write_adapter(adapters["rte"], tmp_path / "a")
-    write = folders.write_atomically
+    write = folders.written_whole
 
-    def interrupted(path, content):
+    def interrupted(path):
         if path.name == DESCRIPTION:
             raise KeyboardInterrupt
-        write(path, content)
+        return write(path)
 
-    monkeypatch.setattr(folders, "write_atomically", interrupted)
+    monkeypatch.setattr(folders, "written_whole", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_adapter(adapters["mnli"], tmp_path / "a")
     with pytest.raises(UserError, match=OTHER):
