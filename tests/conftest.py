@@ -50,26 +50,18 @@ def model_dir(tmp_path_factory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("models") / "bert", "bert")
 
 
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory) -> Path:
+    """The parent of a pretrained folder per architecture: the tiny bases of seed 0."""
+    folder = tmp_path_factory.mktemp("bases")
+    for architecture in (*tiny.ARCHITECTURES, *tiny.OTHERS):
+        tiny.model(architecture).base_model.save_pretrained(folder / architecture)
+    return folder
+
+
 @pytest.fixture
 def tiny_overrides(glue_dir, model_dir, tmp_path) -> list[str]:
-    """Overrides that turn the runs of the `small` profile into runs of one second."""
-    return [
-        "profile=small",
-        "model=local",
-        f"model.path={model_dir}",
-        f"data.path={glue_dir}",
-        "task=cola",
-        "train.epochs=2",
-        "train.batch=8",
-        "train.lr=1e-3",
-        "train.precision=fp32",
-        "train.kernels=stock",
-        "data.max_length=32",
-        f"runtime.results={tmp_path}/results",
-        f"runtime.outputs={tmp_path}/outputs",
-        "runtime.device=cpu",
-        "runtime.tracking=off",
-    ]
+    return tiny_glue.settings(glue_dir, model_dir, tmp_path)
 
 
 @pytest.fixture

@@ -38,8 +38,7 @@ def trained(overrides, *more: str) -> str:
 def test_the_library_alone_has_the_logits_of_predict(tiny_overrides, model_dir, tmp_path, name):
     adapter, out = trained(tiny_overrides, *METHODS[name]), str(tmp_path / "out")
     texts = ["the film was good", "a bad story well told", "good", "good bad " * 20]  # the last is cut at 32 tokens
-    with open(tmp_path / "rows.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["sentence"], *([text] for text in texts)])
+    own_tasks.write_csv(tmp_path / "rows.csv", [[text] for text in texts], ["sentence"])
     table = ["--input", f"{tmp_path}/rows.csv", "--output", f"{tmp_path}/out.csv"]
     assert main(["predict", "--adapter", adapter, "--model", str(model_dir), *table]) == 0
     more = ["--merged"] * (name == "merged")

@@ -11,7 +11,7 @@ import tiny
 import torch
 from processor import NARROWEST
 from safetensors.torch import load_file, save_file
-from tiny_adapters import CASES, five, logits, with_method
+from tiny_adapters import CASES, five, logits, state, with_method
 from trained import ensure_record
 
 from lora.adapters import folder as folders
@@ -27,11 +27,6 @@ from lora.models.modules import checksum
 from lora.records.record import ADAPTER, DESCRIPTION, adapter_path, record_path
 
 ORIGIN = Origin("rte", ("entailment", "not_entailment"), Score("accuracy", "validation", 3, 0.75), "run-01234567", 128)
-
-
-def state(model):
-    flags = [parameter.requires_grad for parameter in model.parameters()]
-    return checksum(model.state_dict().items()), [type(module) for module in model.modules()], flags
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,17 +98,12 @@ def edit(folder, **changes):
     path.write_text(json.dumps(content))
 
 
-def retensor(folder, change, hashed=False):
-    """Change the tensors of a folder, and with `hashed` the description's hash too."""
+def spoil(folder):
+    """Make a value NaN, and let the description have the hash of that file."""
     tensors = load_file(folder / ADAPTER)
-    change(tensors)
+    tensors[min(tensors)].fill_(torch.nan)
     save_file(tensors, folder / ADAPTER)
-    if hashed:
-        edit(folder, contents__sha256=hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest())
-
-
-def first(tensors):
-    return sorted(tensors)[0]
+    edit(folder, contents__sha256=hashlib.sha256((folder / ADAPTER).read_bytes()).hexdigest())
 
 
 def flip_a_bit(folder):
@@ -138,7 +128,7 @@ BROKEN = {
     "empty": (lambda f: os.truncate(f / ADAPTER, 0), "is not a whole safetensors file"),
     "another bit": (flip_a_bit, OTHER),
     "head": (lambda f: edit(f, contents__head=["more"]), OTHER),
-    "nan": (lambda f: retensor(f, lambda t: t[first(t)].fill_(torch.nan), hashed=True), "values that are not finite"),
+    "nan": (spoil, "values that are not finite"),
     "unknown dtype": (lambda f: unknown_dtype(f), "is not a whole safetensors file for torch: 'F4'"),
     "parent": (lambda f: edit(f, contents__file="../b/adapter.safetensors"), OTHER),
     "link": (lambda f: relink(f, ADAPTER), "an adapter's files must be in its folder"),
@@ -172,14 +162,14 @@ def test_a_broken_or_hostile_folder_is_refused_and_leaves_the_model(tmp_path):
 def test_a_folder_between_two_writes_is_recognised(tmp_path, monkeypatch):
     adapters = five("bert")
     write_adapter(adapters["rte"], tmp_path / "a")
-    write = folders.write_atomically
+    write = folders.written_whole
 
-    def interrupted(path, content):
+    def interrupted(path):
         if path.name == DESCRIPTION:
             raise KeyboardInterrupt
-        write(path, content)
+        return write(path)
 
-    monkeypatch.setattr(folders, "write_atomically", interrupted)
+    monkeypatch.setattr(folders, "written_whole", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_adapter(adapters["mnli"], tmp_path / "a")
     with pytest.raises(UserError, match=OTHER):

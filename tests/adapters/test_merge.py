@@ -8,7 +8,7 @@ import random
 import pytest
 import tiny
 import torch
-from tiny_adapters import LORA, METHODS, five, logits, with_method
+from tiny_adapters import LORA, METHODS, five, logits, state, with_method
 from torch import nn
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
@@ -28,10 +28,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def body(model):
     """The parameters of the pretrained body, without those of head and LoRA."""
     return {n: p for n, p in model.named_parameters() if not is_head(model, n) and ".lora_" not in n}
-
-
-def state(model):
-    return checksum(model.state_dict().items()), [type(module) for module in model.modules()]
 
 
 @pytest.mark.parametrize("case", LORA)

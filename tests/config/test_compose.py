@@ -28,18 +28,12 @@ from lora.training.fused.encoder import fuse
     ("overrides", "message"),
     [
         (["task=colaa"], "task must be one of .*cola.*got 'colaa'"),
-        (
-            ["profile=huge"],
-            "profile must be one of base, decide, layers, long, mini, own, paper, rows, small, got 'huge'",
-        ),
-        (["method.rank=0"], "method.rank must be >= 1, got 0"),
+        (["profile=huge"], "profile must be one of base, .*, small, got 'huge'"),
         (["train.epochs=two"], "train.epochs must be of type int, got 'two'"),
         (["data.source=embedded"], "data.source must be tsv or parquet or hub for task cola, got 'embedded'"),
         (["start=mnli"], "start must be pretrained unless task is mrpc, rte, stsb, got 'mnli'"),
         (["seed=-1"], r"seed must be in \[0, 2\^31\), got -1"),
         (["train.batch=8", "train.accumulation=3"], r"train.batch must be a multiple of accumulation \(3\), got 8"),
-        (["method.targets=[]"], "method.targets must be a non-empty list"),
-        (["method.init_a=gaussian"], "method.init_std must be > 0 with init_a=gaussian"),
         (["task=rte", "start=mnli", "method.init_a=olora"], "start must be pretrained with .* init_a=pissa or olora"),
         (["train.precision=fp8"], "train.precision must be one of fp32, bf16, got 'fp8'"),
         (["model.name=../x"], "model.name must be letters, digits, - and _, got"),
@@ -166,19 +160,15 @@ def test_outputs_belong_to_their_results(results, outputs):
         (["train.learning_rate=1"], "train.learning_rate is not a setting of .*; see train.lr, train.batch, .*"),
         (["profil=small"], "profil is not a setting of .*; see profile .*"),
         (["launcher.gpus=1"], "launcher.gpus is not a setting of .*; see launcher=ray, launcher=slurm .*"),
-        (["hparams.foo=1"], "hparams.foo is not a setting of .*"),
         (["method=full", "method.rank=1"], "method.rank is not a setting of .*; see method=lora .*"),
         (["+train.lr=1"], r"'\+train.lr=1' is not an override, setting=value: no setting can be added or removed"),
-        (["~method"], "'~method' is not an override, setting=value"),
         (["nonsense"], "'nonsense' is not an override, setting=value"),
-        (["hydra.run.dir=x"], "hydra.run.dir is not a setting of .*"),
         (["seed=1,2"], "a single run takes one value, got seed=1,2: python -m lora -m trains several runs"),
         (["method.targets=[q"], r"'method.targets=\[q' is not an override, setting=value: .*"),
         (
             ["method=vera", "method.options.r={a: 8}"],
             r"method.options.r must be of type int or .* or list, got {'a': 8}",
         ),
-        (["launcher.threads=1.5"], "runtime.threads must be of type int, got 1.5"),
         (["rates={cola: 1}"], "rates must be null or the path of a file, got .*"),
         (["task=rte", "profile=small", "start_run=x"], "start_run must be null unless start=mnli, got 'x'"),
         (["task=rte", "profile=small", "start=mnli", "start_run=x"], "start_run is filled in .* got 'x'"),
@@ -195,7 +185,6 @@ def test_an_override_that_cannot_be_is_one_message(overrides, message):
     ("overrides", "message"),
     [
         (["profile=mini", "task=ratings", "data.path=/x"], ".* because data.source is embedded: add "),
-        (["profile=small", "task=rte", "data.path=/x", "data.source=hub"], ".* because data.source is hub: add "),
         (["profile=mini", "model.path={model}"], "model.path=.* because model.source is embedded: add"),
     ],
 )
@@ -218,14 +207,6 @@ def test_every_mistake_of_a_sweep_is_named_once_with_its_first_run():
     ]
     with pytest.raises(UserError, match=r"^train.epochs must be >= 1, got 0$"):
         select_runs("mini", ["train.epochs=0", "seed=1,2", "experiment=null"])
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_mini_computes_in_the_precision_that_was_measured_to_be_faster(precision, monkeypatch):
-    inject(monkeypatch, precision)
-    assert compose_run(["task=reviews"]).train.precision == precision
-    for asked in ("fp32", "bf16"):
-        assert compose_run(["task=reviews", f"train.precision={asked}"]).train.precision == asked
 
 
 NO_RUNS = "runtime.results=/nowhere"  # a folder whose runs do not decide what `auto` chooses

@@ -4,7 +4,6 @@ import functools
 import re
 
 import pytest
-import tiny
 from omegaconf import OmegaConf
 
 from lora.config.compose import CONF, compose_config, compose_run, describe_group
@@ -12,7 +11,6 @@ from lora.config.run import PROTOCOLS, ModelConfig, RunConfig
 from lora.cost.parameters import skeleton
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.models.load import load_encoder
 from lora.sweep.request import select_runs
 
 FILES = sorted((CONF / "hparams").glob("*/*.yaml"))
@@ -228,12 +226,3 @@ def test_models_of_the_paper_are_pinned_and_strict():
         assert all(unused.search(tensor) for tensor in checkpoint)
         body = [tensor for tensor, _ in skeleton(name).named_parameters()]
         assert len(body) > 100 and not any(unused.search(tensor) for tensor in body)
-
-
-@pytest.mark.parametrize(("architecture", "dropout"), [("deberta-v2", "dropout"), ("roberta", "classifier.dropout")])
-def test_cls_dropout_reaches_the_head(tmp_path, tiny_config, architecture, dropout):
-    """DeBERTa's config class declares no such setting, so a value could be lost silently."""
-    path = tiny.folder(tmp_path / architecture, architecture)
-    model = tiny_config(f"model.path={path}").model
-    head = load_encoder(model, TASKS["cola"], seed=1, head_dropout=0.15).model.get_submodule(dropout)
-    assert getattr(head, "p", getattr(head, "drop_prob", None)) == 0.15

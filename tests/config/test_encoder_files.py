@@ -1,20 +1,17 @@
 """An encoder's files: its tokenizer is part of a run's identity, and what it cannot read is refused at once."""
 
 import json
-import os
-import signal
 
 import pytest
 import tiny
-import trained
-from commands import command
+from commands import lora
+from stopping import stop
 from trained import ensure_record
+from trained import run as train
 
 from lora.config.compose import compose_run
 from lora.errors import UserError
 from lora.records.record import adapter_path, record_path
-from lora.training import processes
-from lora.training.processes import InterruptedRunError
 
 
 @pytest.fixture
@@ -38,15 +35,15 @@ def swap_words(folder):
     path.write_text(json.dumps(content))
 
 
-def test_another_vocabulary_is_not_taken_for_the_recorded_one(run, own_model, tmp_path, capsys):
+def test_another_vocabulary_is_not_taken_for_the_recorded_one(run, own_model, tmp_path):
     config = run("method=lora", "runtime.save_adapter=true")
     record = ensure_record(config, mistakes_fail=False)
     assert record.provenance["tokenizer"].startswith("sha256:")
     input_file, output = tmp_path / "rows.tsv", tmp_path / "predicted.tsv"
     input_file.write_text("sentence\n" + "\n".join(tiny.sentences(5, seed=1)))
     adapter = adapter_path(config.runtime.outputs, config.run_id).parent
-    given = ["--adapter", adapter, "--model", own_model, "--input", input_file, "--output", output]
-    command("predict")(list(map(str, given)))
+    given = ["predict", "--adapter", adapter, "--model", own_model, "--input", input_file, "--output", output]
+    assert lora(*given).returncode == 0
     output.unlink()
 
     swap_words(own_model)
@@ -54,9 +51,7 @@ def test_another_vocabulary_is_not_taken_for_the_recorded_one(run, own_model, tm
     assert again.run_id == config.run_id, "the weights are the same"
     with pytest.raises(UserError, match=rf"the tokenizer files of {config.model.name} are not those that"):
         ensure_record(again, mistakes_fail=False)
-    with pytest.raises(SystemExit):
-        command("predict")(list(map(str, given)))
-    assert "was trained with other tokenizer files" in capsys.readouterr().err and not output.exists()
+    assert "was trained with other tokenizer files" in lora(*given).stderr and not output.exists()
 
     path = record_path(config.runtime.results, config.run_id)
     content = json.loads(path.read_text())
@@ -67,11 +62,9 @@ def test_another_vocabulary_is_not_taken_for_the_recorded_one(run, own_model, tm
 
 def test_another_vocabulary_does_not_resume_a_checkpoint(run, own_model, listening, capfd):
     config = run("train.epochs=2")
-    with pytest.raises(InterruptedRunError):
-        trained.run(config, lambda progress: progress.step == 3 and os.kill(os.getpid(), signal.SIGTERM))
-    processes.noted.clear()  # a new process starts without them
+    stop(config, 3)
     swap_words(own_model)
-    record, *_ = trained.run(config)
+    record, *_ = train(config)
     assert record.provenance["resumed"] == 0 and "made from other inputs" in capfd.readouterr().err
 
 

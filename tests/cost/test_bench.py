@@ -3,16 +3,14 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import psutil
 import pytest
-from commands import command
 from sweeping import wait_for
-from trained import ensure_record
 
+from lora.cli import main
 from lora.cost.bench import command as bench
-from lora.cost.bench import page, peer
+from lora.cost.bench import page
 from lora.cost.machine import COMMITTED, as_json
 from lora.cost.timing import median_interval, shown
 from lora.files import ROOT
@@ -20,15 +18,12 @@ from lora.table import MARK
 
 pytestmark = pytest.mark.alone
 
-TOKENIZER_NOTICE = "ignore:.*:UserWarning"  # by torch and datasets, about pinned memory and the like
-
 
 # Medians, intervals, order.
 
 
 def test_fewer_than_six_values_give_a_range_and_no_interval():
     assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
-    assert median_interval([1.0, 6.0, 3.0, 4.0, 5.0, 2.0]) == (1.0, 6.0)
     assert shown([1000.0, 3000.0, 2000.04], 1) == "2,000.0 (1,000.0 to 3,000.0)"
 
 
@@ -61,28 +56,6 @@ def test_a_bench_that_is_stopped_stops_the_peer_that_trains(tmp_path):
 # The same run on every side.
 
 
-@pytest.fixture
-def exported(tiny_config, tmp_path, monkeypatch):
-    """A tiny run of this project, and the same run in the form that the peers take."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    config = tiny_config("method.rank=2", "task=mrpc", "seed=3")
-    return config, bench.peer_run(config, 3, bench.export_rows(config, tmp_path / "rows"))
-
-
-def settings(padding: str, precision: str, attention: str) -> SimpleNamespace:
-    return SimpleNamespace(padding=padding, precision=precision, threads=1, attention=attention, max_steps=None)
-
-
-@pytest.mark.filterwarnings(TOKENIZER_NOTICE)
-def test_a_peer_trains_the_run_with_as_many_parameters_as_ours(exported):
-    config, run = exported
-    cost = peer.train_run(SimpleNamespace(**run), settings("max_length", "fp32", "eager"))
-    record = ensure_record(config, mistakes_fail=False)
-    assert cost["trainable"] == sum(record.params[part] for part in ("trainable_method", "trainable_head"))
-    assert 0 <= cost["metric"] <= 1 and cost["step_seconds"] > 0
-
-
 def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch):
     """A peer and this project run in the processes that a real benchmark starts; the peer's settings are given."""
     chosen = {"precision": "fp32", "threads": 1, "attention": "sdpa", "max_steps": None}
@@ -96,7 +69,8 @@ def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch)
     measured = bench.measure(1, 4, ("cola", "mrpc"), overrides, tmp_path)
     assert measured == json.loads(as_json(measured))
     assert {turn["side"]: len(turn["cells"]) for turn in measured["rounds"]} == {"tuned_peer": 4, "ours": 4}
-    assert len({run["trainable"] for turn in measured["rounds"] for run in turn["cells"]}) == 1
+    cells = [run for turn in measured["rounds"] for run in turn["cells"]]
+    assert len({run["trainable"] for run in cells}) == 1 and all(-1 <= run["metric"] <= 1 for run in cells)
     assert all(turn["peak_bytes"] > 0 for turn in measured["rounds"])
 
 
@@ -182,6 +156,6 @@ def test_committed_pages_are_what_the_committed_measurements_give(tmp_path):
 )
 def test_a_bad_call_is_refused_before_anything_runs(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        command("bench")(arguments)
+        sys.exit(main(["bench", *arguments]))
     shown = capsys.readouterr().err
     assert ended.value.code == 2 and message in shown and "Traceback" not in shown

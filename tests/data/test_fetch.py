@@ -156,11 +156,6 @@ def test_members_of_a_tar_within_a_tar_are_taken_by_exact_name(tmp_path, monkeyp
     assert not list(tmp_path.parent.rglob("escaped.txt"))
 
 
-def test_fetching_again_asks_nobody(monkeypatch):
-    monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("downloaded again"))
-    command()
-
-
 def test_an_encoder_that_is_not_fetched_is_one_message_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_EMBEDDED_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"clauses.jsonl is missing: .*`make setup`"):

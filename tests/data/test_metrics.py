@@ -80,6 +80,7 @@ def test_macro_f1_of_any_number_of_classes(classes: int) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 10, 1500])
 @pytest.mark.parametrize("values", [2, 6, None], ids=["two values", "six values", "no ties"])
 def test_random_scores(rows: int, values: int | None) -> None:
+    """Also one row, and a few of which all are equal on one side: a correlation is None there."""
     random = np.random.default_rng(rows)
     for _ in range(5):
         references = random.integers(0, values, rows) / 4 if values else random.normal(size=rows)
@@ -95,22 +96,6 @@ def test_scores_that_are_a_line_are_one_exactly_at_any_scale() -> None:
         sign = np.sign(scale)
         assert found == {"pearson": pytest.approx(sign, abs=1e-12), "spearman": pytest.approx(sign, abs=1e-12)}
         assert abs(found["pearson"]) <= 1
-
-
-@pytest.mark.parametrize(
-    ("names", "predictions", "references", "expected"),
-    [
-        (SCORES, [0.1, 0.1, 0.1], [1.0, 2.0, 3.0], {"pearson": None, "spearman": None}),
-        (SCORES, [1.0, 2.0, 3.0], [5.0, 5.0, 5.0], {"pearson": None, "spearman": None}),
-        (SCORES, [1.0], [5.0], {"pearson": None, "spearman": None}),
-        (BINARY, [0, 0], [0, 0], {"accuracy": 1.0, "f1": None, "matthews": 0.0}),
-        (BINARY, [0, 0], [0, 1], {"accuracy": 0.5, "f1": 0.0, "matthews": 0.0}),
-        (BINARY, [1, 1], [1, 1], {"accuracy": 1.0, "f1": 1.0, "matthews": 0.0}),
-    ],
-    ids=["constant predictions", "constant references", "one row", "no positives", "none predicted", "one class"],
-)
-def test_undefined_is_none(names: tuple[str, ...], predictions: list, references: list, expected: dict) -> None:
-    assert metrics.compute(names, np.array(predictions), np.array(references)) == expected
 
 
 def test_the_committed_predictions_give_the_committed_scores():

@@ -196,7 +196,6 @@ BAD = {
     "an unknown label": (".csv", "text,mood\nx,good\ny,Bad\n", r", row 2: 'Bad' in column mood: the labels are bad, g"),
     "no label": (".csv", "text,mood\nx,good\ny,\n", r", row 2: no label in column mood: the labels are bad, good"),
     "an empty text": (".csv", 'text,mood\nx,good\n" ",bad\n', r", row 2: an empty text in column text"),
-    "UTF-16": (".csv", "text,mood\nx,good\n".encode("utf-16"), r", line 1: 'utf-8' codec can't decode byte 0xff"),
     "Latin-1": (".csv", 'text,mood\nx,good\n"y\nz",bad\ncaf\xe9,bad\n'.encode("latin-1"), r", line 5: .*save .* UTF-8"),
     "semicolons": (".csv", "text;mood\nx;good\n", r": no column text; the columns are text;mood; .* by commas"),
     "no width": (".csv", "text,mood\nx,good\n\u200b\u2060 \ufeff,bad\n", r", row 2: an empty text in column text"),
@@ -399,22 +398,6 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     _, _, _, *words = shlex.split(command)  # python -m lora
     done = lora(*words)
     assert done.returncode == 0 and "3 comparisons on 1 tasks" in done.stdout, done.stderr
-
-
-def test_a_run_that_is_done_trains_nothing_and_other_rows_or_words_are_not_taken_for_it(tiny_own, tmp_path):
-    path, settings = tiny_own
-    one = ["profile=own", "method=bitfit", "seed=1"]
-    copy = shutil.copytree(path.parent, tmp_path / "copy") / path.name
-    for task, word in ((path, "trained in"), (copy, "already done")):
-        done = lora(*one, f"task={task}", *settings)
-        assert done.returncode == 0 and word in done.stdout, done.stderr
-    write_csv(copy.parent / "train.csv", learnable(400, 3))
-    changed = lora(*one, f"task={copy}", *settings)
-    assert changed.returncode == 2 and "Traceback" not in changed.stderr
-    assert changed.stderr.startswith("error: the train rows of moods-") and "runtime.results=FOLDER" in changed.stderr
-    trained = lora(*one, f"task={write_task(path.parent, metric='macro_f1')}", *settings)
-    assert trained.returncode == 0 and "trained in" in trained.stdout, trained.stderr
-    assert ": ok, macro_f1 best " in trained.stdout
 
 
 # Regression

@@ -3,20 +3,9 @@
 import contextlib
 import io
 import subprocess
-from collections.abc import Callable, Sequence
 
 from lora import cli
 from lora.training import processes
-
-
-def command(name: str) -> Callable[[Sequence[str]], None]:
-    """`python -m lora NAME`: a function of its arguments that raises SystemExit for every exit code but 0."""
-
-    def call(arguments: Sequence[str]) -> None:
-        if code := cli.main([*name.split(), *arguments]):
-            raise SystemExit(code)
-
-    return call
 
 
 def lora(*arguments: object) -> subprocess.CompletedProcess:

@@ -14,7 +14,7 @@ from lora.config.plan import add_to_plan
 from lora.config.run import PlannedRun
 from lora.data.tasks import TASKS
 from lora.files import write_atomically
-from lora.records.record import RunRecord, write_record
+from lora.records.record import RunRecord, predictions_path, write_record
 from lora.report.labels import setting_columns
 from lora.report.runs import FACTS, LORA, with_records
 from lora.sweep.request import select_runs
@@ -64,12 +64,18 @@ def write_run(results: Path, run: PlannedRun, best: float, predictions: bool = F
     digest = None
     if predictions:
         splits = run.task.validation_splits
-        content = save({f"{epoch}.{split}": np.zeros(4, np.int16) for epoch in (3, 4) for split in splits})
-        digest = hashlib.sha256(content).hexdigest()
-        write_atomically(results / "predictions" / f"{run.run_id}.safetensors", content)
+        values = {f"{epoch}.{split}": np.zeros(4, np.int16) for epoch in (3, 4) for split in splits}
+        digest = keep_predictions(results, run, values)
     record = synthetic_record(run, best, digest)
     write_record(results, record)
     return record
+
+
+def keep_predictions(results: Path, run: PlannedRun, values: dict[str, np.ndarray]) -> str:
+    """Write a run's file of predictions, "epoch.split" -> those of its rows. Returns: The hash for its record."""
+    content = save(values)
+    write_atomically(predictions_path(results, run.run_id), content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def synthetic_record(run: PlannedRun, best: float, predictions: str | None = None) -> RunRecord:

@@ -1,5 +1,6 @@
 """Two-layer encoders of every architecture and of some others, with tokenizers, built on the fly."""
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -85,12 +86,18 @@ METHODS: dict[str, MethodConfig] = {  # every method, as applied to the tiny enc
     "pfeiffer": PfeifferConfig(bottleneck=6),
     "adapterdrop": AdapterDropConfig(bottleneck=6, drop_layers=1),
 }
+BOTTLENECKS = ("houlsby", "pfeiffer", "adapterdrop")
 
 
 def takes(architecture: str, method: str) -> bool:
     """Whether an architecture supports a method; `tests/models/test_architectures.py` tries all of them."""
     lacking = {"pfeiffer": PRE_NORM, "adapterdrop": PRE_NORM, "bitfit": UNBIASED}
     return architecture not in lacking.get(method, ())
+
+
+def pairs(*methods: str) -> list[tuple[str, str]]:
+    """Each architecture with each of the methods that it supports."""
+    return [pair for pair in itertools.product(ARCHITECTURES, methods) if takes(*pair)]
 
 
 def model(architecture: str, outputs: int = 2, seed: int = 0, **extra) -> torch.nn.Module:

@@ -4,10 +4,12 @@ import copy
 
 import tiny
 import torch
+from torch.nn import functional as F
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.methods import apply
 from lora.methods.configs import LoraConfig, PfeifferConfig
+from lora.models.modules import checksum
 
 METHODS = tiny.METHODS | {"pfeiffer": PfeifferConfig(bottleneck=6, layer_norms="trained")}
 # What keeps a model's logits, whatever is done with its adapter: name -> an architecture and the configuration on it.
@@ -44,13 +46,35 @@ def with_method(architecture: str, config, seed: int = 1, outputs: int = 2, **ex
     """The tiny base of seed 0 with a method applied and every trainable parameter moved by random amounts."""
     model = tiny.model(architecture, outputs, **extra)
     model.base_model.load_state_dict(tiny.model(architecture, **extra).base_model.state_dict())
-    names = apply(model, config, seed)
+    shake(model, apply(model, config, seed), 0.3, seed)
+    return model
+
+
+def shake(model, names, size: float, seed: int) -> None:
+    """Move parameters by random amounts."""
     source = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in names:
             parameter = model.get_parameter(name)
-            parameter += 0.3 * torch.randn(parameter.shape, generator=source)
-    return model
+            parameter += size * torch.randn(parameter.shape, generator=source)
+
+
+def train_steps(model, architecture: str, steps: int) -> None:
+    """Take AdamW steps on fixed labels without dropout."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    batch = tiny.inputs(architecture)
+    labels = torch.arange(len(batch["input_ids"])) % 2
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(**batch).logits, labels).backward()
+        optimizer.step()
+
+
+def state(model) -> tuple[str, list[type], list[bool]]:
+    """What a refused call must leave: all values, the kinds of modules, and what is trained."""
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    return checksum(model.state_dict().items()), [type(module) for module in model.modules()], flags
 
 
 def five(architecture: str) -> dict[str, Adapter]:

@@ -3,32 +3,45 @@
 from pathlib import Path
 
 import tiny
+from glue_files import header_of
 
-HEADERS = {
-    "MRPC": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
-    "STS-B": "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
-    "RTE": "index\tsentence1\tsentence2\tlabel",
-    "MNLI": "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
-    "sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label",
-}
+from lora.data.tasks import TASKS
 
 
 def write(folder: Path, rows: int = 40, dev_rows: int = 20) -> Path:
     """Write CoLA, MRPC, STS-B, RTE and MNLI. The label depends on the first word, so there is something to learn."""
-    for name, line in (("CoLA", cola), ("MRPC", mrpc), ("STS-B", stsb), ("RTE", rte)):
-        write_split(folder / name / "train.tsv", HEADERS.get(name), line, rows, seed=1)
-        write_split(folder / name / "dev.tsv", HEADERS.get(name), line, dev_rows, seed=2)
-    write_split(folder / "MNLI" / "train.tsv", HEADERS["MNLI"], mnli, rows, seed=1)
-    for seed, split in ((2, "matched"), (3, "mismatched")):
-        write_split(folder / "MNLI" / f"dev_{split}.tsv", HEADERS["MNLI"], mnli, dev_rows, seed)
+    for name, line in (("cola", cola), ("mrpc", mrpc), ("stsb", stsb), ("rte", rte), ("mnli", mnli)):
+        task = TASKS[name]
+        for seed, split in enumerate(task.training_splits, start=1):
+            count = rows if split == task.train_split else dev_rows
+            path = folder / task.title / task.tsv.files[split]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pairs = zip(tiny.sentences(count, seed), tiny.sentences(count, seed + 100), strict=True)
+            header = [] if name == "cola" else ["\t".join(header_of(task, split))]
+            lines = [*header, *(line(i, *pair) for i, pair in enumerate(pairs))]
+            path.write_text("".join(f"{one}\n" for one in lines))
     return folder
 
 
-def write_split(path: Path, header: str | None, line, rows: int, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    firsts, seconds = tiny.sentences(rows, seed), tiny.sentences(rows, seed + 100)
-    lines = [line(i, first, second) for i, (first, second) in enumerate(zip(firsts, seconds, strict=True))]
-    path.write_text("\n".join([*([header] if header else []), *lines]) + "\n")
+def settings(glue: Path, model: Path, folder: Path) -> list[str]:
+    """Overrides that turn the runs of the `small` profile into runs of one second, which write into `folder`."""
+    return [
+        "profile=small",
+        "model=local",
+        f"model.path={model}",
+        f"data.path={glue}",
+        "task=cola",
+        "train.epochs=2",
+        "train.batch=8",
+        "train.lr=1e-3",
+        "train.precision=fp32",
+        "train.kernels=stock",
+        "data.max_length=32",
+        f"runtime.results={folder}/results",
+        f"runtime.outputs={folder}/outputs",
+        "runtime.device=cpu",
+        "runtime.tracking=off",
+    ]
 
 
 def first_word(sentence: str) -> int:

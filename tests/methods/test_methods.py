@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from torch.nn import functional as F
+from tiny_adapters import logits, train_steps
 
 from lora.adapters.merge import merge, remove
 from lora.errors import UserError
@@ -27,29 +27,10 @@ from lora.models.architectures import module_of
 from lora.models.modules import checksum, count_parameters, find_target, is_head, trainable
 from lora.rng import generator
 
-CASES = [(a, method) for a in tiny.ARCHITECTURES for method in tiny.METHODS if tiny.takes(a, method)]
-BOTTLENECKS = [(a, method) for a, method in CASES if method in ("houlsby", "pfeiffer", "adapterdrop")]
 TARGET_SETS = [("q",), ("q", "v"), tuple("qkvoif")]
 
 
-def logits(model, architecture):
-    with torch.no_grad():
-        return model(**tiny.inputs(architecture)).logits
-
-
-def train_steps(model, architecture, steps):
-    """Take AdamW steps on fixed labels without dropout."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
-    batch = tiny.inputs(architecture)
-    labels = torch.arange(len(batch["input_ids"])) % 2
-    for _ in range(steps):
-        optimizer.zero_grad()
-        F.cross_entropy(model(**batch).logits, labels).backward()
-        optimizer.step()
-
-
-@pytest.mark.parametrize(("architecture", "method"), CASES)
+@pytest.mark.parametrize(("architecture", "method"), tiny.pairs(*tiny.METHODS))
 def test_frozen_tensors_stay_bit_identical_and_the_rest_trains(architecture, method):
     model = tiny.model(architecture)
     names = apply(model, tiny.METHODS[method], seed=1)
@@ -136,15 +117,9 @@ def test_init_of_a():
     drawn = {name: m.lora_a for name, m in model.named_modules() if isinstance(m, LoraLinear)}
     for name, a in drawn.items():
         expected = torch.empty(32, 32).normal_(0, 0.5, generator=generator(0, "lora_a", name))
-        assert torch.equal(a.detach(), expected), "the global generator has no part in it"
+        assert torch.equal(a.detach(), expected), "neither the global generator nor other modules have a part in it"
     draws = torch.cat([a.flatten() for a in drawn.values()])
     assert draws.std().item() == pytest.approx(0.5, rel=0.05)
-    model = tiny.model("bert")
-    apply(model, LoraConfig(targets=("q",), rank=32), seed=0)
-    draws = torch.cat([m.lora_a.flatten() for m in model.modules() if isinstance(m, LoraLinear)])
-    assert draws.abs().max().item() <= 32**-0.5
-    assert draws.std().item() == pytest.approx((3 * 32) ** -0.5, rel=0.05)  # of U(-b, b): b / sqrt(3)
-    assert all(not m.lora_b.any() for m in model.modules() if isinstance(m, LoraLinear))
 
 
 @pytest.mark.parametrize("rank", [2, 16])
@@ -167,17 +142,7 @@ def test_a_is_bounded_by_its_inputs_whatever_the_rank(rank):
         assert draws.std().item() == pytest.approx((3 * 768) ** -0.5, rel=0.06)
 
 
-def test_adding_a_module_does_not_change_anothers_init():
-    one, two = tiny.model("bert"), tiny.model("bert")
-    apply(one, LoraConfig(targets=("v",), rank=4), seed=9)
-    apply(two, LoraConfig(targets=("q", "v"), rank=4), seed=9)
-    shared = [name for name, _ in one.named_parameters() if name.endswith("lora_a")]
-    assert len(shared) == 2
-    assert all(torch.equal(one.get_parameter(name), two.get_parameter(name)) for name in shared)
-    assert not torch.equal(one.get_parameter(shared[0]), one.get_parameter(shared[1]))
-
-
-@pytest.mark.parametrize(("architecture", "method"), BOTTLENECKS)
+@pytest.mark.parametrize(("architecture", "method"), tiny.pairs(*tiny.BOTTLENECKS))
 def test_adapters_start_near_the_base(architecture, method):
     """Near the base as initialised, and exactly at it with the up-projection zeroed."""
     base, model = tiny.model(architecture), tiny.model(architecture)
@@ -209,7 +174,7 @@ def test_a_houlsby_adapter_keeps_the_dropout_before_it(architecture, p):
         assert (adapted[0].train()(x) == 0).float().mean().item() == pytest.approx(p, abs=0.02)
 
 
-@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "adapterdrop"])
+@pytest.mark.parametrize("method", tiny.BOTTLENECKS)
 def test_the_seed_draws_the_adapters_and_is_all_that_does(method):
     def drawn(seed):
         model = tiny.model("bert")

@@ -24,13 +24,6 @@ WHOLE = LoraConfig(targets=("*.Wqkv",), rank=5)
 SEVERAL = {"qv": QV, "kv": KV, "whole": WHOLE, "o": LoraConfig(targets=("o", "i", "f"), rank=4)}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bases") / "modernbert"
-    tiny.model("modernbert").base_model.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("config", [QV, KV], ids=["qv", "kv"])
 def test_each_third_of_the_outputs_has_its_own_update(config):
     model, plain = with_method("modernbert", config).double(), tiny.model("modernbert").double()
@@ -76,14 +69,14 @@ def test_dropout_is_on_the_input_of_a_alone_and_only_in_training(kind, bias):
 
 
 @pytest.mark.parametrize("targets", [("v", "k", "q"), ("k", "v", "q"), ("q", "k", "v")], ids="".join)
-def test_the_order_of_targets_and_of_a_file_s_tensors_changes_nothing(targets, base, tmp_path):
+def test_the_order_of_targets_and_of_a_file_s_tensors_changes_nothing(targets, bases, tmp_path):
     """A run_id is independent of the order. The order of parameters, in which a norm sums gradients, must be too."""
     usual, model = with_method("modernbert", LoraConfig(targets=tuple("qkv"), rank=2)), tiny.model("modernbert")
     apply(model, LoraConfig(targets=targets, rank=2), seed=1)
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in usual.named_parameters()]
     adapter = adapter_of(usual)
     shuffled = Adapter(adapter.method, dict(sorted(adapter.weights.items(), reverse=True)), adapter.head, adapter.base)
-    to_peft(shuffled, tmp_path / "peft", base=base)
+    to_peft(shuffled, tmp_path / "peft", base=bases / "modernbert")
     swap(model := tiny.model("modernbert"), shuffled)
     unmerge(model)
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in usual.named_parameters()]
@@ -107,7 +100,7 @@ def test_a_merged_matrix_has_the_sum_in_its_slices_and_the_pretrained_bits_elsew
 
 
 def test_slices_and_the_whole_matrix_take_turns_and_the_base_comes_back():
-    adapters = {name: adapter_of(with_method("modernbert", config, seed)) for seed, (name, config) in entries()}
+    adapters = {name: adapter_of(with_method("modernbert", SEVERAL[name], seed)) for seed, name in enumerate(SEVERAL)}
     model = tiny.model("modernbert").double()
     before = checksum(model.state_dict().items())
     for name in ("qv", "whole", "kv", "o", "whole", "qv", "qv"):
@@ -118,10 +111,6 @@ def test_slices_and_the_whole_matrix_take_turns_and_the_base_comes_back():
         assert torch.equal(logits(model, "modernbert"), expected)
     remove(model)
     assert checksum(model.state_dict().items()) == before
-
-
-def entries():
-    return enumerate(SEVERAL.items())
 
 
 def test_the_whole_matrix_and_a_slice_of_it_exclude_each_other():
@@ -138,18 +127,14 @@ def test_the_whole_matrix_and_a_slice_of_it_exclude_each_other():
     assert list(model.state_dict()) == before
 
 
-def peft_twin(folder):
-    return peft.PeftModel.from_pretrained(tiny.model("modernbert"), folder, is_trainable=True).eval()
-
-
 @pytest.mark.parametrize("scaling", ["lora", "rslora"])
 @pytest.mark.parametrize("config", [QV, KV, LoraConfig(targets=tuple("qkvo"), rank=3, alpha=0.7)], ids=["q", "k", "o"])
-def test_peft_has_the_slices_as_blocks_with_the_same_logits_and_gradients(config, scaling, base, tmp_path):
+def test_peft_has_the_slices_as_blocks_with_the_same_logits_and_gradients(config, scaling, bases, tmp_path):
     if scaling == "rslora":
         config = LoraConfig(targets=config.targets, rank=3, alpha=7, scaling="rslora")
     ours = with_method("modernbert", config)
-    to_peft(adapter_of(ours), tmp_path / "peft", base=base)
-    theirs = peft_twin(tmp_path / "peft")
+    to_peft(adapter_of(ours), tmp_path / "peft", base=bases / "modernbert")
+    theirs = peft.PeftModel.from_pretrained(tiny.model("modernbert"), tmp_path / "peft", is_trainable=True).eval()
     load_adapter(again := tiny.model("modernbert"), from_peft(tmp_path / "peft"))
     for other in (theirs, again):
         assert_same_logits(other, ours, "modernbert")

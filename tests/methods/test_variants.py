@@ -127,7 +127,7 @@ def test_peft_s_lora_fa_multiplies_the_gradient_that_is_taken_here():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("architecture", ["bert", "deberta-v2", "modernbert"])
-def test_a_variants_adapter_is_saved_merged_swapped_and_taken_to_peft(architecture, variant, tmp_path):
+def test_a_variants_adapter_is_saved_merged_swapped_and_taken_to_peft(architecture, variant, tmp_path, bases):
     config = config_of(architecture, variant)
     model = with_method(architecture, config)
     adapter = save_adapter(model, tmp_path / "ours")
@@ -144,17 +144,15 @@ def test_a_variants_adapter_is_saved_merged_swapped_and_taken_to_peft(architectu
         unmerge(merged)
         if action is merge:
             assert checksum(merged.base_model.state_dict().items()) == before
-    tiny.model(architecture).base_model.save_pretrained(tmp_path / "base")
-    to_peft(tmp_path / "ours", tmp_path / "peft", base=tmp_path / "base")
+    to_peft(tmp_path / "ours", tmp_path / "peft", base=bases / architecture)
     theirs = peft.PeftModel.from_pretrained(tiny.model(architecture), tmp_path / "peft").eval()
     assert_same_logits(theirs, loaded, architecture)
     both = from_peft(tmp_path / "peft"), read_adapter(tmp_path / "ours")
     assert len({checksum(adapter.weights.items()) for adapter in both}) == 1
 
 
-def test_dora_on_slices_merges_and_goes_to_peft_where_every_slice_has_it(tmp_path):
+def test_dora_on_slices_merges_and_goes_to_peft_where_every_slice_has_it(tmp_path, bases):
     """Each slice has the norms of its own rows, as if it were a layer."""
-    tiny.model("modernbert").base_model.save_pretrained(tmp_path / "base")
     for targets in (("q", "v"), ("v", "q", "k")):
         model = with_method("modernbert", LoraConfig(targets=targets, rank=3, alpha=6, dora=True)).double()
         adapter, unmerged = adapter_of(model), logits(model, "modernbert")
@@ -162,8 +160,8 @@ def test_dora_on_slices_merges_and_goes_to_peft_where_every_slice_has_it(tmp_pat
         torch.testing.assert_close(logits(model, "modernbert"), unmerged, rtol=0, atol=1e-10)
         if len(targets) == 2:
             with pytest.raises(UserError, match=r"Wqkv, and DoRA on all of it or on none.*: train all slices"):
-                to_peft(adapter, tmp_path / "peft", base=tmp_path / "base")
-    to_peft(adapter, tmp_path / "peft", base=tmp_path / "base")
+                to_peft(adapter, tmp_path / "peft", base=bases / "modernbert")
+    to_peft(adapter, tmp_path / "peft", base=bases / "modernbert")
     theirs = peft.PeftModel.from_pretrained(tiny.model("modernbert"), tmp_path / "peft").eval()
     assert_same_logits(theirs, model, "modernbert")
 

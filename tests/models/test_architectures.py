@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from torch.nn.functional import gelu, relu, silu
 
 from lora.config.auto import not_covered
 from lora.errors import UserError
@@ -29,18 +30,6 @@ def linear(x, layer):
 def norm(x, layer):
     x = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + layer.eps)
     return x * layer.weight + (0 if layer.bias is None else layer.bias)
-
-
-def gelu(x):
-    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
-
-
-def swish(x):
-    return x * torch.sigmoid(x)
-
-
-def relu(x):
-    return torch.clamp(x, min=0)
 
 
 def bottleneck(x, adapter, activation):
@@ -80,11 +69,11 @@ def test_a_post_norm_layer_with_adapters_by_hand(architecture, method):
         more = (None, bias) if architecture == "mpnet" else ()
     h = linear(attend(linear(x, q), linear(x, k), linear(x, v), bias), o)
     if method == "houlsby":
-        h = h + bottleneck(h, ends[0].adapter, swish)
+        h = h + bottleneck(h, ends[0].adapter, silu)
     a = norm(h + x, norms[0])
     h = linear(gelu(linear(a, first)), second)
     if method == "houlsby":
-        expected = norm(h + bottleneck(h, ends[1].adapter, swish) + a, norms[1])
+        expected = norm(h + bottleneck(h, ends[1].adapter, silu) + a, norms[1])
     else:
         s = h + a
         expected = norm(s + bottleneck(norm(s, norms[1]), norms[1].adapter, relu), norms[1])
@@ -115,7 +104,7 @@ def test_a_modernbert_layer_by_hand(method, dropout):
         return h
 
     def adapted(h, end):
-        return h + bottleneck(h, end.adapter, swish) if hasattr(end, "adapter") else h
+        return h + bottleneck(h, end.adapter, silu) if hasattr(end, "adapter") else h
 
     angles = torch.arange(6).double()[:, None] / 10_000 ** (torch.arange(0, 8, 2).double() / 8)
     cos, sin = (f(torch.cat([angles, angles], -1)) for f in (torch.cos, torch.sin))

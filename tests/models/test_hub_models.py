@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+from pickles import Bomb
 
 CODE = """
 import json, sys
@@ -25,14 +26,6 @@ for request in sys.argv[1:]:
     except UserError as error:
         print(json.dumps(str(error)))
 """
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
 
 
 @pytest.fixture
@@ -69,7 +62,7 @@ def test_the_commit_of_safetensors_and_the_hash_of_a_pickle_are_kept(from_hub, r
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(from_hub, repository, tmp_path):
-    pickled(repository, {"evil": Evil(str(tmp_path / "ran"))})
+    pickled(repository, {"evil": Bomb(tmp_path / "ran")})
     (refused,) = from_hub("weights_only@main")
     assert "cannot load weights of hubbed" in refused
     assert not (tmp_path / "ran").exists()

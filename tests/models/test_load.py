@@ -132,7 +132,7 @@ def test_a_folders_code_is_never_run(model_dir, tmp_path):
 
 
 def test_dropouts_are_replaced_where_given(folder):
-    """The head keeps its own where only the body's is given."""
+    """The head keeps its own where only the body's is given. DeBERTa's config class declares no setting for it."""
 
     def dropouts(**given):
         model = load_encoder(local(folder), TASKS["rte"], 1, **given).model

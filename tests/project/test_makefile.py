@@ -148,19 +148,15 @@ def test_a_mistyped_variable_is_refused(given: str, message: str, ready_clone: P
     assert make(ready_clone, "status", "PROFILE=mini", "GLUE_DIR=/a", METHOD="of the environment").returncode == 0
 
 
-def test_tune_takes_the_variables_of_a_sweep(ready_clone: Path) -> None:
-    assert make(ready_clone, "tune", "TASK=a.yaml", "MODEL_DIR=/a b", "ARGS=method=dora,vera").returncode == 0
-    task = ["task=a.yaml", "model=local", "model.path='/a b'", "method=dora,vera"]
-    assert calls(ready_clone)[-1] == ["-m", "lora", "tune", "profile=own", *task]
-
-
-def test_status_and_sync_call_their_commands(ready_clone: Path) -> None:
+def test_status_tune_and_sync_call_their_commands(ready_clone: Path) -> None:
     variables = ("MODEL_DIR=/a b", "TASK=it's.yaml", "LAUNCHER=slurm", "ARGS=seed=1 --json")
     assert make(ready_clone, "status", *variables).returncode == 0
     asked = calls(ready_clone)[-1]
     assert asked[:4] == ["-m", "lora", "status", "own"] and asked[-1] == "--json"
     assert make(ready_clone, "reproduce-glue", *variables).returncode == 0
     assert calls(ready_clone)[-2] == ["-m", "lora", "-m", "--brief", "profile=own", *asked[4:]], "as the sweep"
+    assert make(ready_clone, "tune", *variables).returncode == 0
+    assert calls(ready_clone)[-1] == ["-m", "lora", "tune", "profile=own", *asked[4:]], "as the sweep"
     assert make(ready_clone, "wandb-sync").stdout.startswith("nothing was recorded offline in outputs; ")
     folders = ("outputs/paper", "outputs/small", "else where/outputs")  # of runtime.results='else where'
     runs = [f"{folder}/wandb/offline-run-1-a" for folder in folders]

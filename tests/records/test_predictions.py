@@ -1,12 +1,11 @@
 """Collapsed runs: found in the predictions that records name, counted in tables, never excluded."""
 
 import dataclasses
-import hashlib
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save
-from synthetic import synthetic_record
+from safetensors.numpy import load_file
+from synthetic import keep_predictions, synthetic_record
 
 from lora.data.read import read
 from lora.data.tasks import TASKS
@@ -52,16 +51,13 @@ def one_collapsed(tmp_path):
             values = source.normal(2.5, 0 if same else 1, 50).astype(np.float32)
         else:
             values = np.arange(50).astype(np.int16) % (1 if same else 2)
-        content = save({f"{epoch}.validation": values for epoch in range(1, 5)})
+        digest = keep_predictions(tmp_path / "small", run, {f"{epoch}.validation": values for epoch in range(1, 5)})
         best = 0.5 if run.task.name == "rte" or not same else None
-        record = synthetic_record(run, 0.5 if best is None else best, hashlib.sha256(content).hexdigest())
+        record = synthetic_record(run, 0.5 if best is None else best, digest)
         if best is None:
             selected = {**record.selected, **{rule: {"epoch": 1, "value": None} for rule in ("best", "last")}}
             record = dataclasses.replace(record, selected=selected)
         write_record(tmp_path / "small", record)
-        path = tmp_path / "small" / "predictions" / f"{run.run_id}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
     return tmp_path
 
 

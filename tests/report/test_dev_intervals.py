@@ -1,15 +1,13 @@
 """Intervals for other dev rows: against leaving rows out, SciPy's bootstrap, closed forms, and coverage."""
 
 import argparse
-import hashlib
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
 from scipy import stats
-from synthetic import synthetic_record
+from synthetic import keep_predictions, synthetic_record
 
 from lora.data import metrics
 from lora.errors import UserError
@@ -128,13 +126,9 @@ def predicted_runs(tmp_path):
         wrong = {"full": 20, "lora": 10}[run.method] + run.seed
         values = labels.astype(np.int16).copy()
         values[:wrong] = 1 - values[:wrong]
-        content = save({"3.validation": values, "4.validation": values})
+        digest = keep_predictions(tmp_path / "small", run, {"3.validation": values, "4.validation": values})
         best = metrics.compute(("matthews",), values, labels)["matthews"]
-        record = synthetic_record(run, best, hashlib.sha256(content).hexdigest())
-        write_record(tmp_path / "small", record)
-        path = tmp_path / "small" / "predictions" / f"{run.run_id}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
+        write_record(tmp_path / "small", synthetic_record(run, best, digest))
     return tmp_path, labels
 
 

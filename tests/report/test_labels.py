@@ -5,12 +5,9 @@ import tiny
 from machines import inject
 from synthetic import populate
 
-from lora.errors import UserError
 from lora.report.build import build
 from lora.report.command import files
-from lora.report.runs import method_label
 from lora.report.terminal import reference_lines
-from lora.sweep.request import select_runs
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
 ONE = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
@@ -106,8 +103,6 @@ def test_a_folder_of_one_encoder_is_reported_without_naming_it(tmp_path):
     assert not report.state.missing and set(report.state.ok) == {run.run_id for run in runs}
     assert tables["table2"]["Method"].tolist() == ["LoRA (qv, r8)"] and "own" not in tables
     assert tables["table2"]["Seeds"].tolist() == ["2"]
-    with pytest.raises(UserError, match=r"none of the 2 runs of .* has seed=3: .* -m lora -m profile=mini seed=3"):
-        tables_of(tmp_path, "mini", ["seed=3"])
 
 
 @pytest.mark.parametrize(
@@ -140,14 +135,3 @@ def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatc
         inject(monkeypatch, precision)
         written.append(files(build("reference/mini", arguments, tmp_path)))
     assert written[0] == written[1]
-
-
-def test_a_variant_of_lora_is_a_row_of_its_own():
-    given = ["experiment=null", "task=reviews", "seed=1", "train.kernels=stock"]
-    runs = [
-        run
-        for more in ([], ["method.dora=true"], ["method.init_a=pissa", "method.dropout=0"])
-        for run in select_runs("mini", ["method=lora", *given, *more])
-    ]
-    labels = [method_label(run.slug, run.method) for run in runs]
-    assert labels == ["LoRA (qv, r8)", "DoRA (qv, r8)", "PiSSA (qv, r8)"]

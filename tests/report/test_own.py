@@ -145,15 +145,22 @@ def test_the_readmes_task_gives_the_output_that_the_readme_shows(tmp_path, monke
     assert all(f"• {answer}" in printed for answer in answers_shown)
 
 
+def pairs_of(**scores) -> pd.DataFrame:
+    """The differences of methods on RTE: name -> its score on each seed. A run is called by method and seed."""
+    rows = {"task": "rte", "device": "a CPU", "terms": ""}
+    groups = {
+        name: pd.DataFrame([{**rows, "seed": i, "run_id": f"{name}{i}", "best": best} for i, best in enumerate(values)])
+        for name, values in scores.items()
+    }
+    return all_pairs(groups).assign(model="minilm", place="RTE")
+
+
+CLEAR = {"A": [0.5, 0.51, 0.5, 0.52, 0.5], "B": [0.6, 0.6, 0.61, 0.6, 0.6]}
+
+
 def test_an_undecided_answer_says_how_many_seeds_would_tell():
     values = np.array([3.0, -2.0, 1.0])
-    rows = {"task": "rte", "seed": range(3), "device": "a CPU", "terms": ""}
-    groups = {
-        "A": pd.DataFrame({**rows, "run_id": ["a", "b", "c"], "best": 0.5}),
-        "B": pd.DataFrame({**rows, "run_id": ["d", "e", "f"], "best": 0.5 + values / 100}),
-    }
-    pairs = all_pairs(groups).assign(model="minilm", place="RTE")
-    (line,) = answers(pairs, Analyses(), {})
+    (line,) = answers(pairs_of(A=[0.5] * 3, B=0.5 + values / 100), Analyses(), {})
     mean, std = values.mean(), values.std(ddof=1)
 
     def power(n):
@@ -164,12 +171,7 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
 
 
 def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_answer():
-    rows = {"task": "rte", "seed": range(5), "device": "a CPU", "terms": ""}
-    groups = {
-        name: pd.DataFrame({**rows, "run_id": [f"{name}{seed}" for seed in range(5)], "best": best})
-        for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))
-    }
-    pairs = all_pairs(groups).assign(model="minilm", p_holm=1.0, place="CoLA (Matthews)")
+    pairs = pairs_of(**CLEAR).assign(p_holm=1.0)
     same = [(f"B{seed}", f"A{seed}") for seed in range(5)]
     for runs, low, shown, word in (
         (same, 1.0, "+1.0 to +12.0", "higher"),
@@ -184,23 +186,15 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
 
 
 def test_methods_are_judged_only_if_their_rates_were_chosen_alike():
-    rows = {"task": "rte", "seed": range(5), "device": "a CPU", "terms": ""}
-    groups = {
-        name: pd.DataFrame({**rows, "run_id": [f"{name}{seed}" for seed in range(5)], "best": best})
-        for name, best in (("A", [0.5, 0.51, 0.5, 0.52, 0.5]), ("B", [0.6, 0.6, 0.61, 0.6, 0.6]))
-    }
-    pairs, refused = (
-        all_pairs(groups).assign(model="minilm", place="RTE"),
-        "not judged, because their learning rates were not chosen",
-    )
+    refused = "not judged, because their learning rates were not chosen"
     for of_a, of_b, word in (
         ("tuned, of 3 values", "tuned, of 3 values", "higher"),
         ("untuned", "untuned", "higher"),
         ("tuned, of 3 values", "untuned", f"{refused} alike: untuned and tuned, of 3 values"),
         ("tuned, of 7 values", "tuned, of 3 values", f"{refused} alike: tuned, of 3 values and tuned, of 7 values"),
     ):
-        origins = dict.fromkeys(groups["A"]["run_id"], of_a) | dict.fromkeys(groups["B"]["run_id"], of_b)
-        (line,) = answers(pairs, Analyses(), origins)
+        origins = {f"{name}{seed}": origin for name, origin in (("A", of_a), ("B", of_b)) for seed in range(5)}
+        (line,) = answers(pairs_of(**CLEAR), Analyses(), origins)
         assert line.endswith(f"n = 5: {word}")
 
 

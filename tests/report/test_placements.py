@@ -27,6 +27,11 @@ def unselected(run) -> float:
     return 0.7 + LEVEL[run.slug] / 100 + 0.002 * noise(run.run_id)
 
 
+def with_scores(run, best: float, unselected: float):
+    record = synthetic_record(run, best)
+    return dataclasses.replace(record, selected=record.selected | {"split_half": {"value": unselected}})
+
+
 @pytest.fixture(scope="module")
 def runs():
     """One of them is not trained yet."""
@@ -39,9 +44,8 @@ def report(tmp_path_factory, runs):
     """Records whose best epoch says nothing: all are near 90 points, and only the unselected score differs."""
     results = tmp_path_factory.mktemp("results")
     for run in runs:
-        record = synthetic_record(run, 0.9 + 0.001 * noise(f"best {run.run_id}"))
-        selected = record.selected | {"split_half": {"value": unselected(run)}}
-        write_record(results / "layers", dataclasses.replace(record, selected=selected))
+        record = with_scores(run, 0.9 + 0.001 * noise(f"best {run.run_id}"), unselected(run))
+        write_record(results / "layers", record)
     return build("layers", ["experiment=layers"], results)
 
 
@@ -103,9 +107,8 @@ def test_the_rule_about_the_heads_rate(tmp_path, lead, gain, start):
     added = {("houlsby", 5e-4): lead, ("houlsby", 2e-3): 2.0, ("lora", 2e-3): gain}
     for run in select_runs("layers", ["experiment=head_rate"]):
         points = added.get((run.method, run.config.train.head_lr), 0.0)
-        record = synthetic_record(run, 0.9)
-        value = {"value": 0.7 + points / 100 + 0.001 * noise(run.run_id)}
-        write_record(tmp_path / "layers", dataclasses.replace(record, selected=record.selected | {"split_half": value}))
+        record = with_scores(run, 0.9, 0.7 + points / 100 + 0.001 * noise(run.run_id))
+        write_record(tmp_path / "layers", record)
     report = build("layers", ["experiment=head_rate"], tmp_path)
     (table,) = [table for table in report.tables if table.name == "head_rate"]
     assert table.notes[0].startswith(start) and len(table.cells) == 6
@@ -115,9 +118,9 @@ def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp
     add_to_plan(tmp_path / "layers", select_runs("layers", ["experiment=layers,learning_rate", "task=mrpc,stsb"]))
     for run in select_runs("layers", ["experiment=learning_rate", "task=mrpc,stsb"]):
         best = {"mrpc": 1e-3, "stsb": 5e-4}[run.task.name] if run.method == "lora" else 1e-4
-        value = {"value": 0.7 - abs(math.log10(run.config.train.lr / best)) / 10}
-        record = synthetic_record(run, 0.9 - value["value"] / 10)  # the best epoch would choose another
-        write_record(tmp_path / "layers", dataclasses.replace(record, selected=record.selected | {"split_half": value}))
+        value = 0.7 - abs(math.log10(run.config.train.lr / best)) / 10
+        record = with_scores(run, 0.9 - value / 10, value)  # the best epoch would choose another
+        write_record(tmp_path / "layers", record)
     report = build("layers", [], tmp_path)
     (table,) = [table for table in report.tables if table.name == "learning_rate"]
     cells = table.cells[table.cells["Taken"] != ""].set_index("Method")[["Learning rate", "Taken"]]

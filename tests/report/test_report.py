@@ -25,11 +25,10 @@ from lora.records.record import load_curves, load_frame, read_record, write_reco
 from lora.report.build import build
 from lora.report.catalogue import PAPER_ROWS, TABLES, sections_of
 from lora.report.command import files, main_block, pages, print_sweep, read_pictures
-from lora.report.comparisons import change_table
 from lora.report.experiments import REPEATED
 from lora.report.gather import gather, refuse_mixed_rows
 from lora.report.page import page as html_page
-from lora.report.runs import START_TITLES, summarise
+from lora.report.runs import summarise
 from lora.report.tables import per_doubling, score, table2, table5, table6, with_paper
 from lora.report.terminal import markdown_report, reference_lines, show, terminal_table
 from lora.table import Table
@@ -110,21 +109,6 @@ def test_a_doubling_of_the_rank_adds_the_slope_of_each_seed():
     assert len(slopes) == 3 and {key: str(slope) for key, slope in per_doubling(made).items()} == {
         ("STS-B (Pearson)", "Wq, Wv"): f"{sum(slopes) / 3:+.1f} ({low:+.1f} to {high:+.1f})"
     }
-
-
-def test_the_start_is_compared_in_pairs_of_one_seed():
-    """Seed 3 has no partner: it counts in the medians, not in the change. The truth is SciPy's interval."""
-    started = [
-        dataclasses.replace(one, run_id=one.run_id.replace(".rte.", ".rte.mnli."))
-        for one in runs({1: 0.65, 2: 0.72}, task="rte", start="mnli")
-    ]
-    planned = plan([1, 2, 3], task="rte")
-    planned += [{**p, "run_id": p["run_id"].replace(".rte.", ".rte.mnli."), "start": "mnli"} for p in planned]
-    frame = load_frame([*runs({1: 0.60, 2: 0.70, 3: 0.10}, task="rte"), *started])
-    (line,) = change_table(runs_of(planned, frame), "start", START_TITLES).map(str).to_dict("records")
-    low, high = stats.ttest_1samp([5.0, 2.0], 0).confidence_interval(0.95)
-    assert (line["pretrained"], line["MNLI"]) == ("60.0 ±32.1", "68.5 ±4.9 (2/3)")
-    assert (line["Change"], line["Pairs"]) == (f"+3.5 ({low:+.1f} to {high:+.1f})", "2")
 
 
 def test_records_of_different_rows_share_no_table():

@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from commands import command
-from trained import ensure_record, planned, run
+from commands import lora
+from trained import ensure_record, planned
 
-from lora.adapters.folder import recorded_adapter, write_folder
+from lora.adapters.folder import recorded_adapter
 from lora.methods.lowrank import LoraLinear
 from lora.models.load import load_encoder
 from lora.records.analysis import SUBTRACTION, SWAP, analysis_json, read_analyses
-from lora.records.record import adapter_path
 from lora.report.analyses import swaps
 from lora.report.analyses.swaps import SWAPS, analyse, same_bits, subtraction
 from lora.report.build import build
@@ -29,8 +28,7 @@ def trained(tiny_config):
     found, made_from = {}, {}
     for given in (("method.targets=[q,v]", "method.rank=2"), ("method.targets=[k]", "method.rank=4")):
         config = tiny_config("method=lora", *given, "runtime.save_adapter=true")
-        record, _, files = run(config)
-        write_folder(adapter_path(config.runtime.outputs, config.run_id).parent, files)
+        record = ensure_record(config, mistakes_fail=False)
         found[config.run_id] = planned(config), recorded_adapter(record, config.runtime.outputs)
         made_from[config.run_id] = record
     return found, made_from
@@ -96,20 +94,18 @@ def test_bits_are_compared_not_values():
     assert not same_bits(zero, -zero) and not same_bits(zero, zero.double())
 
 
-def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch, capsys):
+def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch):
     """From a sweep's records and adapters to the file that the claim is judged on."""
     where = [f"runtime.results={tmp_path}/results/small", f"runtime.outputs={tmp_path}/outputs"]
     kept = [o for o in tiny_overrides if not o.startswith(("task=", "runtime.results", "runtime.outputs", "profile="))]
     given = [*kept, *where, "runtime.save_adapter=true", "method=lora", "task=cola", "seed=1,2"]
     monkeypatch.setattr(swaps, "CYCLES", CYCLES)
     monkeypatch.setattr(swaps, "gather", lambda name, more: gather(name, more, tmp_path / "results"))
-    with pytest.raises(SystemExit) as ended:
-        command("analyse swaps")(["small", *given])
-    assert ended.value.code == 2 and "runtime.save_adapter=true" in capsys.readouterr().err
+    refused = lora("analyse", "swaps", "small", *given)
+    assert refused.returncode == 2 and "runtime.save_adapter=true" in refused.stderr
     for one in select_runs("small", [*given, "experiment=null"]):
         ensure_record(one.config, mistakes_fail=False)
-    command("analyse swaps")(["small", *given])
-    assert "0 of" in capsys.readouterr().out
+    assert "0 of" in lora("analyse", "swaps", "small", *given).stdout
     for file, count in ((SWAP, 3), (SUBTRACTION, 9)):
         content = json.loads((tmp_path / "results" / "small" / "analysis" / file).read_bytes())
         assert len(content["made_from"]) == 2 and len(content["entries"]) == count

@@ -1,14 +1,13 @@
 """What this machine's processors set for a sweep: available precisions, concurrent runs, the GPU of each worker."""
 
+import own_tasks
 import pytest
 import torch
 from commands import lora
 from launching import launched
 from machines import GPU, SpyJob, with_gpus
-from trained import run
+from trained import planned, run
 
-from lora.config.run import PlannedRun
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.sweep import pool
 from lora.sweep.request import select_runs
@@ -30,21 +29,17 @@ def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overr
     assert not (tmp_path / "results").exists()
 
 
-def planned(config) -> list[PlannedRun]:
-    return [PlannedRun(config, TASKS[config.task], ("adhoc",))]
-
-
 # Concurrent runs.
 
 
 def test_one_run_at_a_time_on_each_gpu(tiny_config, monkeypatch):
-    for count, workers in ((1, 1), (2, 2), (16, 8)):
+    def workers(*overrides):
+        return pool.local_workers([planned(tiny_config(*overrides))], 8, False)
+
+    for count, expected in ((0, 8), (1, 1), (2, 2), (16, 8)):
         with_gpus(monkeypatch, *[GPU()] * count)
-        assert pool.local_workers(planned(tiny_config("runtime.device=auto")), 8, False) == workers
-    assert pool.local_workers(planned(tiny_config("runtime.device=cpu")), 8, False) == 8
-    assert pool.local_workers(planned(tiny_config("runtime.device=auto", "train.kernels=fused")), 8, False) == 8
-    with_gpus(monkeypatch)
-    assert pool.local_workers(planned(tiny_config("runtime.device=auto")), 8, False) == 8
+        assert workers("runtime.device=auto") == expected
+    assert workers("runtime.device=cpu") == workers("runtime.device=auto", "train.kernels=fused") == 8
 
 
 # The GPU of each worker.
@@ -83,8 +78,8 @@ def test_workers_share_the_gpus_evenly(tmp_path, monkeypatch):
 @needs_gpu
 def test_the_default_trains_on_the_gpu(tmp_path):
     """No option names the GPU. The choices are those tested above."""
-    folders = [f"runtime.results={tmp_path}/results", f"runtime.outputs={tmp_path}/outputs"]
-    asked = ["experiment=glue_table2", "task=reviews", "method=full", "seed=1", "data.train_rows=32", *folders]
+    asked = ["experiment=glue_table2", "task=reviews", "method=full", "seed=1", "data.train_rows=32"]
+    asked += own_tasks.folders(tmp_path)
     (one,) = select_runs("mini", asked)
     config = one.config
     bf16 = torch.cuda.get_device_capability()[0] >= 8

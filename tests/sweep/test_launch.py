@@ -88,13 +88,9 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(tiny_over
     assert [path.name for path in tmp_path.iterdir()] == [place]
 
 
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [("method.type=veraa", "must be one of"), ("method.options={d_initail: 1.0}", "the nearest is d_initial")],
-)
-def test_a_mistake_in_one_of_pefts_methods_ends_a_sweep_before_it(tiny_overrides, tmp_path, mistake, message):
-    with pytest.raises(UserError, match=message):
-        launch_sweep([*tiny_overrides, "experiment=null", "method=peft", "seed=1", mistake])
+def test_a_mistake_in_one_of_pefts_methods_ends_a_sweep_before_it(tiny_overrides, tmp_path):
+    with pytest.raises(UserError, match="d_initail"):
+        launch_sweep([*tiny_overrides, "experiment=null", "method=peft", "seed=1", "method.options={d_initail: 1.0}"])
     assert not list(tmp_path.iterdir())
 
 

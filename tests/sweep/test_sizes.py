@@ -214,7 +214,7 @@ def test_methods_and_sizes_of_a_seed_share_its_train_rows(tmp_path, model_dir, c
     write_csv(tmp_path / "data" / "train.csv", learnable(64, 9))
     for other in ([], ["seed=3", "data.train_rows=40"]):  # of these rows, no record has a part
         assert main(["-m", "profile=own", *words, "train.epochs=1", *other]) == 2
-        assert "are not those that" in capsys.readouterr().err
+        assert "error: the train rows of moods-" in capsys.readouterr().err
 
 
 def test_train_rows_outside_the_subset_choose_the_epoch_and_the_dev_rows_only_score(tmp_path, model_dir):

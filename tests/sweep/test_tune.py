@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import re
@@ -12,8 +11,7 @@ import own_tasks
 import pytest
 import yaml
 from commands import lora
-from safetensors.numpy import save
-from synthetic import synthetic_record
+from synthetic import keep_predictions, synthetic_record
 
 from lora.cli import main
 from lora.config.compose import compose_run
@@ -21,8 +19,8 @@ from lora.config.rates import Rate, read_rates, write_rates
 from lora.data.metrics import LOWER
 from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.files import ROOT, write_atomically
-from lora.records.record import load_records, predictions_path, write_record
+from lora.files import ROOT
+from lora.records.record import load_records, write_record
 from lora.report.build import build
 from lora.sweep import launch
 from lora.sweep.request import select_runs
@@ -154,10 +152,8 @@ def tune(folder, monkeypatch, values: dict[float, float | None]) -> int:
         best = values[run.config.train.lr]
         spread = np.zeros(8, np.float32) if best is None else np.linspace(0, 5, 8, dtype=np.float32)
         splits = TASKS["ratings"].validation_splits
-        content = save({f"{epoch}.{split}": spread for epoch in (3, 4) for split in splits})
-        write_atomically(predictions_path(folder, run.run_id), content)
-        record = synthetic_record(run, 0.9 if best is None else best, hashlib.sha256(content).hexdigest())
-        write_record(folder, record)
+        digest = keep_predictions(folder, run, {f"{epoch}.{split}": spread for epoch in (3, 4) for split in splits})
+        write_record(folder, synthetic_record(run, 0.9 if best is None else best, digest))
     return main(["tune", "profile=mini", *asked])
 
 

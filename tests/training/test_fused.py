@@ -10,7 +10,6 @@ import plain
 import pytest
 import tiny
 import torch
-from comparing import equal_science
 from processor import needs_bf16
 from scipy import stats
 from torch.nn import functional as F
@@ -396,11 +395,9 @@ def test_bfloat16_gradients_are_near_those_of_float32(method):
 # Whole runs.
 
 
-def test_fused_runs_repeat_and_follow_stock_runs(tiny_config):
+def test_fused_runs_follow_stock_runs(tiny_config):
     dry = ("train.dropout=0.0", "train.head_dropout=0.0")
     for method in ("full", "lora"):
-        config = tiny_config(f"method={method}", "train.kernels=fused")
-        assert equal_science(run(config)[0], run(config)[0])
         stock, fused = (run(tiny_config(f"method={method}", f"train.kernels={k}", *dry))[0] for k in ("stock", "fused"))
         assert stock.run_id != fused.run_id
         expected = [epoch["train_loss"] for epoch in stock.epochs]

@@ -225,15 +225,7 @@ def test_decay_spares_what_transformers_trainer_spares(config, architecture, tin
     assert len(decayed) >= 2 and others
 
 
-BOTTLENECKS = [
-    (a, method)
-    for a in tiny.ARCHITECTURES
-    for method in ("houlsby", "pfeiffer", "adapterdrop")
-    if tiny.takes(a, method)
-]
-
-
-@pytest.mark.parametrize(("architecture", "method"), BOTTLENECKS)
+@pytest.mark.parametrize(("architecture", "method"), tiny.pairs(*tiny.BOTTLENECKS))
 def test_with_adapters_all_trained_matrices_decay_and_no_vectors(architecture, method, tiny_config):
     """Pfeiffer adapters too, although they lie inside the module that replaces a LayerNorm."""
     model = tiny.model(architecture)

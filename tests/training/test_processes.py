@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from commands import lora
+from own_tasks import folders
 from safetensors.torch import load_file
 from trained import run
 
@@ -29,7 +30,7 @@ UNEVEN = ("train.batch=12", "data.train_rows=37", "train.epochs=3", "train.adam_
 
 def launch(launcher, overrides, folder):
     """Train one run in two processes, with its outputs in the folder."""
-    command = [sys.executable, "-m", *LAUNCHERS[launcher].split(), "-m", "lora", *overrides, *outputs_in(folder)]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher].split(), "-m", "lora", *overrides, *folders(folder)]
     return subprocess.run(command, cwd=ROOT, env=environment(folder.parent), capture_output=True, text=True)
 
 
@@ -37,10 +38,6 @@ def environment(temporary):
     """torchrun leaves its folders in the temporary directory."""
     given = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "CUDA_VISIBLE_DEVICES": ""}
     return os.environ | given
-
-
-def outputs_in(folder):
-    return [f"runtime.results={folder}/results", f"runtime.outputs={folder}/outputs"]
 
 
 @pytest.mark.parametrize(
