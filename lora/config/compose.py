@@ -259,7 +259,12 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
                 f"{name}.path={section.path} would not be read, because {name}.source is {section.source}: add {way}"
             )
     options = {group: chosen_option(group, overrides) for group in OPTIONS}
-    return PlannedRun(run, task, options=options, stated=stated_settings(overrides, usual))
+    stated = stated_settings(overrides, usual)
+    if any(override.startswith("hparams.") for override in overrides):  # conf/ makes settings of these
+        plain = compose_settings([one for one in overrides if not one.startswith("hparams.")], tasks)[2]
+        pairs = [(name, key, value) for name in ("data", "train") for key, value in usual[name].items()]
+        stated = {f"{name}.{key}": value for name, key, value in pairs if value != plain[name][key]} | stated
+    return PlannedRun(run, task, options=options, stated=stated)
 
 
 def stated_settings(overrides: Sequence[str], usual: Mapping[str, Any]) -> dict[str, Any]:

@@ -264,8 +264,10 @@ def add_to_plan(results: str | Path, asked: Iterable[PlannedRun]) -> Plan:
             less = (TUNING, ADHOC) if {*names} & {*COMPARING} else (TUNING,)  # a main table has it already
             named = tuple(name for name in names if name not in less) or tuple(names)
             saves = before.config.runtime.save_adapter or run.config.runtime.save_adapter
-            config = replace(run.config, runtime=replace(run.config.runtime, save_adapter=saves))
-            runs[run_id] = replace(run, config=config, experiments=named)
+            first = before if run.experiments == (TUNING,) else run  # tune leaves how a table's run was asked for
+            runtime = replace(run.config.runtime, save_adapter=saves, rate_from=first.config.runtime.rate_from)
+            config = replace(run.config, runtime=runtime)
+            runs[run_id] = replace(run, config=config, experiments=named, stated=first.stated)
         choices = tuple(dict.fromkeys((*plan.choices, *map(choice_of, new.values()))))
         note_launch(folder, new.values())
         write_plan(folder, plan := replace(plan, runs=runs, choices=choices))

@@ -206,7 +206,8 @@ def sizes(section: Section) -> list[Table]:
 
 
 def others(section: Section) -> list[Table]:
-    return [section.table(table2(section.summary), section.notes)]
+    notes = [*section.notes, *([note("others")] if section.gathered.rates else [])]
+    return [section.table(table2(section.summary), notes)]
 
 
 TABLES: dict[str, Callable[[Section], list[Table]]] = {  # the function of each experiment

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from lora.config.plan import Plan, outputs_here, planned_tasks, read_launch, read_plan, read_profile, run_of, trained_by
-from lora.config.rates import RATES_FILE, TUNING, Rate, read_rates
+from lora.config.rates import RATES_FILE, TUNING, Rate, nearest_rate, read_rates
 from lora.config.run import PlannedRun, run_config
 from lora.config.select import filter_runs, parse_words, place
 from lora.data.own_task import read_task, task_file
@@ -42,6 +42,7 @@ class Gathered:
         tasks: Name -> task, of the user-defined ones too. The rows of one whose file the command names are at hand.
         runs: The runs of the tables of results (`lora.report.runs`), experiment by experiment, in the tables' order.
         tried: The runs by which the learning rates of conf/ were chosen, which stay out of the tables of results.
+        rates: The user's tuned rates.
         tuning: The records that `python -m lora tune` made; in no table of results.
         frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
         state: The missing and failed runs, and extra or broken records; the `ok` records are in `state.ok`.
@@ -57,6 +58,7 @@ class Gathered:
     tasks: Mapping[str, Task]
     runs: pd.DataFrame
     tried: pd.DataFrame
+    rates: tuple[Rate, ...]
     tuning: tuple[RunRecord, ...]
     frame: pd.DataFrame
     state: State
@@ -86,11 +88,6 @@ class Gathered:
     def every(self) -> pd.DataFrame:
         """Each run once, in the tables' order."""
         return in_table_order(self.runs.drop_duplicates("run_id", keep="last"))
-
-    @property
-    def rates(self) -> tuple[Rate, ...]:
-        """The user's tuned rates."""
-        return read_rates(place(self.overrides, "rates") or self.folder / RATES_FILE)
 
     def command(self, name: str) -> str:
         """A command about these runs, as it works when typed here."""
@@ -137,7 +134,9 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
         raise UserError(f"{none}: {trained_by(folder, profile, overrides)}")
     by_tune = {run.run_id for run in known.values() if run.experiments == (TUNING,)}
     by_tune |= {r.run_id for r in records if r.config["runtime"].get("group") == TUNING and r.run_id not in plan.runs}
-    expected = [run for run in asked if run.experiments and run.run_id not in by_tune]
+    rates = read_rates(place(overrides, "rates") or folder / RATES_FILE)
+    flattered = {run.run_id for run in known.values() if is_flattered(run, rates)}
+    expected = [run for run in asked if run.experiments and run.run_id not in by_tune | flattered]
     left = known.keys() - {run.run_id for run in asked}  # of other settings than those selected
     there = [record for record in records if record.run_id not in left]
     state = sweep_state(expected, there, [*plan.problems, *problems, *unknown])
@@ -153,7 +152,15 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     where = (profile, folder, own, reference, is_reference, tuple(overrides), tasks)
     tuning = tuple(record for record in records if record.run_id in by_tune)
     every_ok = {record.run_id: record for record in records if record.status == "ok"}
-    return Gathered(*where, runs[~is_rate], runs[is_rate], tuning, frame, state, every_ok)
+    return Gathered(*where, runs[~is_rate], runs[is_rate], rates, tuning, frame, state, every_ok)
+
+
+def is_flattered(run: PlannedRun, rates: Sequence[Rate]) -> bool:
+    """Whether a run has the rate that was chosen on its seed, on which it looks best."""
+    key, whole = (run.model, run.protocol, run.task.name, run.config.runtime.rate_name), run.task.official_rows
+    rate = nearest_rate(rates, key, run.train_rows, whole[run.task.train_split])
+    chosen = rate is not None and run.seed in rate.seeds and run.config.train.lr == rate.lr
+    return chosen and run.experiments != (LEARNING_RATE,)
 
 
 def frame_of(

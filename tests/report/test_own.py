@@ -15,8 +15,8 @@ from synthetic import populate, write_run
 
 from lora.cli import main
 from lora.config.compose import compose_run
-from lora.config.plan import add_to_plan
-from lora.config.rates import Rate, write_rates
+from lora.config.plan import add_to_plan, read_plan
+from lora.config.rates import TUNING, Rate, write_rates
 from lora.files import ROOT, write_atomically
 from lora.records.analysis import EXAMPLES, OWN_ROWS, Analyses, analysis_json, comparison_key
 from lora.records.record import write_record
@@ -90,6 +90,34 @@ def test_what_a_command_states_for_some_methods_alone_is_named_and_other_rows_or
     assert [name for name in names.values() if "train_draw=seed" in name] == [names["Houlsby adapters (m8)"]]
     pairs = [line.partition(", moods")[0] for line in report.answers]
     assert len(pairs) == 3 and not any(name in pair for pair in pairs for name in ("BitFit", "Houlsby", "Pfeiffer"))
+
+
+def test_lines_of_conf_hparams_that_a_command_states_are_terms_too(tmp_path):
+    asked = [f"task={write_task(tmp_path / 'data')}", "seed=1,2,3,4,5", "experiment=own_task", *FIXED]
+    for words in (["method=full", "hparams.default.batch=4"], ["method=lora", "hparams.default.epochs=2"]):
+        populate(tmp_path / "own", "own", [*asked, *words], of_method(full=0.70, lora=0.71))
+    report = build("own", [asked[0], "hparams.default.epochs=2"], tmp_path)
+    (table,) = (table for table in report.tables if table.name == "table2_own")
+    assert table.cells["Method"].tolist() == ["Full fine-tuning, batch=4, epochs=10", "LoRA (qv, r8), epochs=2"]
+    assert report.answers == ()
+
+
+def test_a_run_at_the_rate_that_was_chosen_on_its_seed_stands_apart(moods):
+    """Tuned after or before it was in the table; tune leaves how the table's run was asked for."""
+    folder, asked = moods
+    task, *_ = asked
+    populate(folder / "own", "own", [*asked, "seed=6,7"], of_method(full=0.70, lora=0.71))
+    (tried,) = select_runs("own", [task, "method=lora", "seed=6", "train.lr=0.001", "experiment=own_task", *FIXED])
+    add_to_plan(folder / "own", [dataclasses.replace(tried, experiments=(TUNING,))])
+    assert read_plan(folder / "own").runs[tried.run_id].config.runtime.rate_from == "default"
+    rate = Rate(tried.model, tried.config.protocol, tried.task.name, "lora", 1e-3, (6, 9), {1e-3: 0.5, 1e-2: 0.4})
+    write_rates(folder / "own" / "rates.yaml", [rate])
+    populate(folder / "own", "own", [task, "method=lora", "seed=9", "rates=null", "experiment=own_task", *FIXED])
+    report = build("own", [task], folder)
+    tables = {table.name: table for table in report.tables}
+    assert tables["table2_own"].values["Seeds"].map(str).tolist() == ["7", "6"]
+    assert tables["own_own"].values["Seeds"].map(str).tolist() == ["2"]
+    assert any("chosen on its seed" in line for line in tables["own_own"].notes)
 
 
 def test_without_a_plan_runs_of_other_epochs_are_not_compared(tmp_path):
