@@ -31,9 +31,9 @@ SHORT_TARGETS = tuple(TARGET_TITLES)
 INITS_IN_SLUG = ("orthogonal", "pissa", "olora")  # starts that are methods of their own papers
 
 
-def method_words(slug: str, method: str) -> tuple[str, list[str]]:
+def method_words(slug: str) -> tuple[str, list[str]]:
     """The title and the details of a slug: (`DoRA`, [`qv`, `r8`]) of lora-qv-r8-dora."""
-    words = slug.split("-")[1:]
+    method, *words = slug.split("-")
     title = " + ".join(VARIANT_TITLES[word] for word in words if word in VARIANT_TITLES) or METHOD_TITLES[method]
     return title, [word for word in words if word not in VARIANT_TITLES]
 

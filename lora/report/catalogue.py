@@ -20,7 +20,7 @@ from lora.report.labels import EPOCHS, setting
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
 from lora.report.rates import rates_table, tuning_banner
-from lora.report.runs import KINDS, START_TITLES, slug_label, summarise, targets_and_ranks, task_units, with_labels
+from lora.report.runs import KINDS, START_TITLES, method_label, summarise, targets_and_ranks, task_units, with_labels
 from lora.report.tables import table2, table5, table6, with_paper
 from lora.report.train_rows import sizes_figure, sizes_table, summary_of, with_sizes
 from lora.table import Table
@@ -166,7 +166,7 @@ def ranks(section: Section) -> list[Table]:
 
 def successors(section: Section) -> list[Table]:
     """Each method minus LoRA, here and in later papers."""
-    from_lora = minus(section.runs, slug_label("lora-qv-r8"))
+    from_lora = minus(section.runs, method_label("lora-qv-r8"))
     cells = successors_table(section.runs, section.summary, from_lora, section.paper)
     notes = [*section.notes, note("successors")]
     return [section.table(cells, notes, successors=minus_lora(section.runs, from_lora))]

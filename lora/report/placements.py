@@ -5,7 +5,7 @@ import pandas as pd
 from lora.records.analysis import Analyses
 from lora.report.comparisons import minus
 from lora.report.figures import Figure, by_task, figure, on_lines
-from lora.report.runs import slug_label, task_labels
+from lora.report.runs import method_label, task_labels
 from lora.report.stats import LEVEL, Interval, ends, interval_of, mean_interval, paired_differences
 from lora.report.tables import rates_text, trainable
 from lora.table import Cell, number
@@ -19,7 +19,7 @@ HEADS = (5e-4, 2e-3)  # rates of the head: LoRA's, and that of Houlsby adapters
 def from_base(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     """Every arm minus LoRA on Wq and Wv, by the unselected score: rows of `lora.report.stats.all_pairs`, with the ends
     rows_low and rows_high of the interval for other dev rows."""
-    pairs = minus(runs, slug_label(BASE_SLUG), SCORE)
+    pairs = minus(runs, method_label(BASE_SLUG), SCORE)
     wider = [analyses.over_rows(ids, "unselected") for ids in pairs["runs"]]
     return pairs.assign(rows_low=[low for low, _ in wider], rows_high=[high for _, high in wider])
 
@@ -68,7 +68,7 @@ def head_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per method and rate of its head."""
     arms = with_head(runs).groupby(["slug", "method", "head"], sort=False)
     return pd.DataFrame(
-        [{"Method": slug_label(slug), "Head's rate": f"{head:g}"} | mean_scores(arm) for (slug, _, head), arm in arms]
+        [{"Method": method_label(slug), "Head's rate": f"{head:g}"} | mean_scores(arm) for (slug, _, head), arm in arms]
     )
 
 

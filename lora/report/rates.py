@@ -12,7 +12,7 @@ from lora.report.experiments import EXPERIMENTS
 from lora.report.figures import by_rate
 from lora.report.labels import setting
 from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
-from lora.report.runs import row_names, slug_label, task_labels, task_title, task_units, with_labels
+from lora.report.runs import method_label, row_names, task_labels, task_title, task_units, with_labels
 from lora.report.tables import collapsed_text
 from lora.table import Table, number
 
@@ -84,7 +84,7 @@ def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
     plain = tried[setting(tried, "train.head_lr") == "null"]  # no label names what all its rows share
     for _, of_model in plain.groupby("model", sort=False):
         rows = tried_rows(of_model)
-        rows = rows[rows["label"].eq(rows["slug"].map(slug_label))]
+        rows = rows[rows["label"].eq(rows["slug"].map(method_label))]
         found.append(rows[rows["lr"].eq(rows["label"].map(best_rate_by_label(rows)))])
     return pd.concat(found)
 

@@ -38,15 +38,10 @@ VALUE_TITLES = START_TITLES | ENCODER_TITLES
 ROW_SUFFIXES = {"start": ", from {}", "model": ", {}", "protocol": ", protocol {}"}  # tell rows of one label apart
 
 
-def method_label(slug: str, method: str) -> str:
+def method_label(slug: str) -> str:
     """`LoRA (qv, r8)` of lora-qv-r8, `DoRA (qv, r8)` of lora-qv-r8-dora."""
-    title, details = method_words(slug, method)
+    title, details = method_words(slug)
     return title + (f" ({', '.join(details)})" if details else "")
-
-
-def slug_label(slug: str) -> str:
-    """The label of a slug's row: `LoRA (qv, r8)`."""
-    return method_label(slug, slug.partition("-")[0])
 
 
 def encoder_title(model: str) -> str:
@@ -77,7 +72,7 @@ def targets_and_ranks(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
     for run in runs.drop_duplicates("label").itertuples():
         name = run.label
         if run.slug == f"lora-{run.targets}-r{run.rank}":
-            name = ", ".join(map(TARGET_TITLES.get, run.targets)) + name.removeprefix(slug_label(run.slug))
+            name = ", ".join(map(TARGET_TITLES.get, run.targets)) + name.removeprefix(method_label(run.slug))
         found[run.label] = name, run.rank
     return found
 
@@ -139,7 +134,7 @@ def with_records(runs: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     kinds = {name: "part" if name in part else "whole" for name, family in families.items() if family == "glue"}
     kind = runs["task"].map(families | kinds).fillna("own")
     runs = runs.fillna("null")  # settings that only other runs have
-    runs = runs.assign(label=list(map(method_label, runs["slug"], runs["method"])), kind=kind)
+    runs = runs.assign(label=runs["slug"].map(method_label), kind=kind)
     return runs.merge(records.drop(columns=FACTS), on="run_id", how="left")
 
 
@@ -150,7 +145,7 @@ def with_labels(runs: pd.DataFrame, main: pd.DataFrame | None = None, without: C
         main, without: As of `lora.report.labels.setting_labels`; a table has a column for settings that name no row.
     """
     words = setting_labels(runs, runs[:0] if main is None else main, without)
-    names = zip(map(method_label, runs["slug"], runs["method"]), runs["run_id"].map(words), strict=True)
+    names = zip(runs["slug"].map(method_label), runs["run_id"].map(words), strict=True)
     runs = runs.assign(label=[", ".join(filter(None, parts)) for parts in names])
     return runs if "start" in without else runs.assign(label=row_names(runs, ["start"]))
 

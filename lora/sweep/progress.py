@@ -45,7 +45,7 @@ def about(runs: Sequence[PlannedRun], again: int = 0) -> list[str]:
     rates: dict[str, dict[str, set[float]]] = {}
     for config in configs:
         methods = rates.setdefault(config.runtime.rate_from or "stated", {})
-        title, _ = method_words(config.slug, config.method.name)
+        title, _ = method_words(config.slug)
         methods.setdefault(title, set()).add(config.train.lr)
     for origin, methods in rates.items():
         each = (f"{method} {' or '.join(f'{rate:g}' for rate in sorted(values))}" for method, values in methods.items())
@@ -204,7 +204,7 @@ def seconds_left(note: Mapping[str, Any] | None, expected: float | None) -> floa
 
 def run_title(run: PlannedRun) -> str:
     """`LoRA qv r8 · CoLA · seed 3`."""
-    title, details = method_words(run.slug, run.method)
+    title, details = method_words(run.slug)
     return f"{' '.join((title, *details))} · {run.task.title} · seed {run.seed}"
 
 

@@ -15,7 +15,7 @@ from lora.records.record import load_curves, load_frame, load_records, write_rec
 from lora.report.build import build
 from lora.report.claims.shown import to_json, verdict_table, word_text
 from lora.report.claims.statements import read_claims
-from lora.report.runs import slug_label
+from lora.report.runs import method_label
 from lora.sweep.request import select_runs
 
 MORE = (("mrpc", "MRPC (acc.)"), ("stsb", "STS-B (Pearson)"))
@@ -84,7 +84,7 @@ def test_the_table_and_the_figure_have_scipys_interval_of_each_arm_minus_q_v(rep
     scores = {(run.slug, run.task.name, run.seed): 100 * unselected(run) for run in runs}
     cells = table.cells.set_index(["Task", "Method"])["Unselected, minus q, v"]
     (panel,) = report.figures["layers"]["panels"]
-    labels = {slug_label(run.slug): run.slug for run in runs}
+    labels = {method_label(run.slug): run.slug for run in runs}
     assert set(panel["names"]) == {*labels} - {"LoRA (qv, r8)"} and len(panel["names"]) == 6
     for series, (task, title) in zip(panel["series"], (("mnli", "MNLI (acc.)"), *MORE), strict=True):
         assert series["label"] == f"{title}, over seeds"

@@ -18,7 +18,7 @@ from lora.report import stats
 from lora.report.claims.statements import Bound, Claim, Compare, Side
 from lora.report.labels import setting
 from lora.report.rates import best_rates
-from lora.report.runs import START_TITLES, encoder_title, slug_label, task_title, tasks_of
+from lora.report.runs import START_TITLES, encoder_title, method_label, task_title, tasks_of
 
 Unit = Literal["points", "ratio", "failures"]
 GPT3 = "GPT-3 175B"
@@ -150,7 +150,7 @@ def count_ratios(claim: Claim, frame: pd.DataFrame, tried: pd.DataFrame) -> dict
     for model, by_slug in counts.items():
         for compare in claim.compare if wanted <= set(by_slug) else ():
             (one, of_one), (other, of_other) = by_slug[compare.one], by_slug[compare.other]
-            names = " / ".join(slug_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
+            names = " / ".join(method_label(slug).replace("Full", "full") for slug in (compare.one, compare.other))
             form = "g" if claim.count == "rate" else ","
             label = f"{COUNT_TITLES[claim.count]}, {names}, {encoder_title(model)}: {one:{form}} / {other:{form}}"
             runs = tuple(dict.fromkeys((of_one, of_other)))
@@ -279,7 +279,7 @@ def side_labels(sides: Sequence[pd.DataFrame]) -> list[str]:
 
 def describe_side(side: Side) -> str:
     """The label of a side without cells, from its conditions: `LoRA (qkvoif, r1)`, `Full fine-tuning from MNLI`."""
-    named = [slug_label(slug) for slug in side.get("slug", ())]
+    named = [method_label(slug) for slug in side.get("slug", ())]
     named = named or [METHOD_TITLES.get(name, name) for name in side.get("method", ("any method",))]
     start = [f"from {START_TITLES.get(name, name)}" for name in side.get("start", ())[:1]]
     return " ".join([" or ".join(named), *start])
