@@ -210,7 +210,7 @@ def run_of(record: RunRecord, tasks: Mapping[str, Task]) -> PlannedRun | str:
     experiment = config.runtime.group if config.runtime.group in experiments() else usual
     method = (config.runtime.rate_name or config.method.name).partition(" ")[0]
     options = {"method": method, "model": config.model.name, "protocol": config.protocol}
-    stated = {"train.epochs": config.train.epochs, "data.max_length": config.data.max_length}  # it may have been
+    stated = {"train.epochs": config.train.epochs, "data.max_length": config.data.max_length}  # as far as is known
     return PlannedRun(config, task, (str(experiment),), options, stated)
 
 
