@@ -184,9 +184,8 @@ def train_one(arguments: Sequence[str]) -> int:
 def summary(run: "PlannedRun", record: "RunRecord", was_done: bool) -> str:
     """The outcome of a single run, and the paths of its files."""
     from lora.records.predictions import dev_predictions, is_constant
-    from lora.records.record import adapter_path, record_path
+    from lora.records.record import adapter_path, has_adapter, record_path
     from lora.sweep.progress import as_percent, duration
-    from lora.sweep.worker import has_adapter
 
     results, outputs = run.config.runtime.results, run.config.runtime.outputs
     began = f"already done: trained on {record.started_at[:10]}" if was_done else "trained"

@@ -27,7 +27,7 @@ from lora.files import at_home, listing, read_object, written_whole
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 from lora.models.modules import lasting
-from lora.records.record import ADAPTER, DESCRIPTION, RunRecord, adapter_path
+from lora.records.record import ADAPTER, DESCRIPTION, RunRecord, adapter_path, has_adapter
 
 FORMAT = 1
 
@@ -156,7 +156,7 @@ def recorded_adapter(record: RunRecord, outputs: str | Path) -> Adapter:
     """
     path = adapter_path(outputs, record.run_id)
     adapter = read_adapter(path.parent)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != record.adapter:
+    if not has_adapter(record, outputs):
         raise UserError(f"{path} is not the adapter that the record of {record.run_id} names")
     return adapter
 

@@ -30,7 +30,7 @@ from lora.config.encoder_files import longest_input
 from lora.config.run import ModelConfig
 from lora.data.batching import Encoded, collate, encode, evaluation_batches, to_device
 from lora.data.own_task import check_words
-from lora.data.read import Rows, picked, read
+from lora.data.read import Rows, choose_rows, read
 from lora.data.tables import Table, is_empty, read_table
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, listed
@@ -202,7 +202,7 @@ def main(given: argparse.Namespace) -> None:
         if left_out := listed(row + 1 for row in sorted({*range(len(table))} - {*places})):
             print(f"{table.path}: no prediction for rows with an empty text: {left_out}", file=sys.stderr)
         as_table(table, {"prediction": [""]}, [0], output)  # what cannot be written is refused now
-        rows[output] = picked(task, columns | {"label": [None] * len(table)}, np.array(places))
+        rows[output] = choose_rows(task, columns | {"label": [None] * len(table)}, np.array(places))
     encoder = load_base(adapter, task, given.model)
     put_on(encoder, adapter, task)
     files = {}

@@ -88,14 +88,14 @@ def read(
 
             rows = own_rows(task.own, task.folder, split)
             if split == task.train_split:
-                whole = fingerprint(task, {split: picked(task, rows, np.arange(len(rows["label"])))})
+                whole = fingerprint(task, {split: choose_rows(task, rows, np.arange(len(rows["label"])))})
         elif source == "tsv":
             rows, left_out = read_tsv(task, split, at_home(path))
             skipped |= left_out
         else:
             folder = at_home(path) if source == "parquet" else None
             rows = read_hub_layout(task, split, folder, revision)
-        read_rows[split] = picked(task, rows, subset(task, split, rows["label"], train_rows, draw, left))
+        read_rows[split] = choose_rows(task, rows, subset(task, split, rows["label"], train_rows, draw, left))
     counts = {split: len(rows["idx"]) for split, rows in read_rows.items()}
     official = {split: task.official_rows[split] for split in counts}
     dev = {split: read_rows[split] for split in task.validation_splits if split in read_rows}
@@ -103,7 +103,7 @@ def read(
     return TaskData(source, read_rows, counts, official, counts != official, skipped, *prints)
 
 
-def picked(task: Task, columns: Rows, rows: np.ndarray) -> Rows:
+def choose_rows(task: Task, columns: Rows, rows: np.ndarray) -> Rows:
     """The chosen rows of a split, with scores in `Task.score_type` and their indices as column `idx`."""
     found = {name: [columns[name][row] for row in rows] for name in (*task.columns, "label")}
     if not task.labels and None not in found["label"]:

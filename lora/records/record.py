@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora.errors import UserError, listed
-from lora.files import read_object, write_atomically
+from lora.files import hash_file, read_object, write_atomically
 
 if TYPE_CHECKING:
     import pandas
@@ -76,6 +76,12 @@ def predictions_path(results: str | Path, run_id: str) -> Path:
 def adapter_path(outputs: str | Path, run_id: str) -> Path:
     """The tensor file of a run's adapter, in a folder with `adapter.json` (`lora.adapters.folder`)."""
     return Path(outputs) / "adapters" / run_id / ADAPTER
+
+
+def has_adapter(record: "RunRecord", outputs: str | Path) -> bool:
+    """Whether the adapter that a record names is in a folder of outputs, whole and unchanged."""
+    path = adapter_path(outputs, record.run_id)
+    return path.exists() and path.with_name(DESCRIPTION).exists() and hash_file(path) == record.adapter
 
 
 def checkpoint_path(outputs: str | Path, run_id: str) -> Path:

@@ -112,11 +112,11 @@ def methods(section: Section) -> list[Table]:
         made.append(section.table(cells, [note("rates")], "rates", "How each learning rate was chosen"))
         costs = section.table(own.costs_table(section.runs), [note("costs")], "costs", "What each method costs")
         made.append(replace(costs, banner="", above=""))
-        made += tested(section, "test") + errors(section)
+        made += dev_and_test(section, "test") + errors(section)
     return made
 
 
-def tested(section: Section, file: str) -> list[Table]:
+def dev_and_test(section: Section, file: str) -> list[Table]:
     table = section.table(own.test_table(section.runs), [note("test")], file, "Test rows, not used to choose")
     return [replace(table, banner="", above="")] if len(table.cells) else []
 
@@ -202,7 +202,7 @@ def sizes(section: Section) -> list[Table]:
     made = section.table(cells, notes, rows=sizes_figure(section.runs))
     cells, title = rates_table(section.runs, section.gathered.rates), "How each learning rate was chosen, by train rows"
     rates = replace(section.table(cells, [note("rates")], f"{ROWS}_rates", title), banner="", above="")
-    return [made, rates, *tested(section, f"{ROWS}_test")]
+    return [made, rates, *dev_and_test(section, f"{ROWS}_test")]
 
 
 def others(section: Section) -> list[Table]:

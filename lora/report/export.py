@@ -53,14 +53,14 @@ def latex(values: pd.DataFrame, cells: pd.DataFrame) -> str:
     best = cells.sort_values("higher").drop_duplicates("task", keep="last").set_index("task")
     floors = cells["task"].map(best["higher"] - best["std"].fillna(0))
     bold = {cell_key(cell) for cell in cells[cells["higher"] >= floors].to_dict("records")}
-    lines = values.drop(columns="Head").map(lambda cell: cell_latex(cell, bold)).rename(columns=escaped)
+    lines = values.drop(columns="Head").map(lambda cell: cell_latex(cell, bold)).rename(columns=escape)
     return lines.to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines.columns) - 1))
 
 
 def cell_latex(cell: Cell, bold: Collection[str]) -> str:
     r"""`$80.6 \pm 1.2$` of a score, without its remarks; a dash if nothing was trained. `bold`: keys of cells."""
     if not isinstance(cell, Value):
-        return NONE if cell == "-" else escaped(cell)
+        return NONE if cell == "-" else escape(cell)
     if not cell.cell:  # a count, an average or a baseline
         return cell.text
     median, _, spread = cell.text.partition(" ±")
@@ -68,5 +68,5 @@ def cell_latex(cell: Cell, bold: Collection[str]) -> str:
     return rf"$\mathbf{{{median}}}{spread}$" if cell.cell in bold else f"${median}{spread}$"
 
 
-def escaped(text: object) -> str:
+def escape(text: object) -> str:
     return str(text).translate(ESCAPES)

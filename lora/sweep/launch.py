@@ -17,13 +17,13 @@ from lora.data.facts import facts, facts_text
 from lora.data.read import read
 from lora.errors import UserError, listed
 from lora.files import check_writable
-from lora.records.record import load_records
+from lora.records.record import has_adapter, load_records
 from lora.sweep import pool, slurm
 from lora.sweep.notes import read_notes
 from lora.sweep.progress import Watch, about, count_of, duration
 from lora.sweep.request import check_tuning, grids_text, select_runs, sweep_settings
 from lora.sweep.state import State, estimator, own_records, sweep_state
-from lora.sweep.worker import Job, add_runs, clean_up, has_adapter, run_job, verify_inputs
+from lora.sweep.worker import Job, add_runs, clean_up, run_job, verify_inputs
 from lora.training import processes
 from lora.training.processes import world_size
 

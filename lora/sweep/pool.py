@@ -23,7 +23,7 @@ from lora.training import processes
 if TYPE_CHECKING:
     from lora.config.run import PlannedRun
 
-POLL_SECONDS = 0.2
+OUTCOME_SECONDS = 0.2
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = ["lora.training.loop", "lora.training.fused.encoder", "lora.methods.lowrank", "lora.methods.bottleneck"]
 
@@ -99,7 +99,7 @@ def run_jobs(
                     if waiting and slot not in team:
                         team[slot] = Worker(names[slot % len(names)] if len(names) > 1 else None)
                         team[slot].give(waiting.popleft())
-                ready = wait([worker.connection for worker in team.values()], POLL_SECONDS)
+                ready = wait([worker.connection for worker in team.values()], OUTCOME_SECONDS)
                 for slot, worker in [*team.items()]:
                     if worker.connection in ready:
                         outcome = worker.outcome()

@@ -12,7 +12,7 @@ from lora.errors import UserError, first_line
 from lora.files import remove_empty
 from lora.sweep.worker import Job, run_job
 
-POLL_SECONDS = 5.0
+QUEUE_SECONDS = 5.0
 SIGNAL_SECONDS = 120  # a job's notice before its time limit, for a checkpoint
 TIMEOUTS = 1000  # high, because a run makes progress each time its job runs out of time
 UNANSWERED_SECONDS = 300.0  # controllers are occasionally restarted, while their jobs keep running
@@ -88,4 +88,4 @@ def wait_for_queue(name: str) -> None:
                 return
         elif time.monotonic() - answered > UNANSWERED_SECONDS:
             raise UserError(f"squeue: {answer.stderr.strip()}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(QUEUE_SECONDS)

@@ -18,12 +18,12 @@ from lora.config.plan import add_to_plan, read_plan
 from lora.config.run import PlannedRun, RunConfig
 from lora.data.read import RunRows, read_for_run
 from lora.errors import DivergedError, UnfinishedError, UserError
-from lora.files import check_writable, discard_leftovers, hash_file, read_object, write_atomically
+from lora.files import check_writable, discard_leftovers, read_object, write_atomically
 from lora.records.record import (
-    DESCRIPTION,
     RunRecord,
     adapter_path,
     checkpoint_path,
+    has_adapter,
     load_records,
     note_path,
     predictions_path,
@@ -82,12 +82,6 @@ def usable_record(config: RunConfig) -> RunRecord | None:
         return None
     lacks_adapter = record.status == "ok" and runtime.save_adapter and not has_adapter(record, runtime.outputs)
     return None if lacks_adapter else record
-
-
-def has_adapter(record: RunRecord, outputs: str) -> bool:
-    """Whether the adapter that a record names is in a folder of outputs, whole and unchanged."""
-    path = adapter_path(outputs, record.run_id)
-    return path.exists() and path.with_name(DESCRIPTION).exists() and hash_file(path) == record.adapter
 
 
 def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None, rows: RunRows | None = None) -> RunRecord:

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from lora.data.batching import collate, encode, epoch_batches, evaluation_batches
 from lora.data.embedded import model_folder
-from lora.data.read import picked, read
+from lora.data.read import choose_rows, read
 from lora.data.tasks import TASKS
 from lora.rng import shuffled
 
@@ -47,7 +47,7 @@ def test_tokens_and_padding_are_the_tokenizers_own(tokenizer, pairs):
 def test_of_a_long_pair_the_longer_text_is_cut(tokenizer):
     task = TASKS["clauses"]
     rows = {"question": ["a b c"], "clause": ["the " * 50], "label": [1]}
-    encoded = encode(picked(task, rows, np.arange(1)), task, tokenizer, 12)
+    encoded = encode(choose_rows(task, rows, np.arange(1)), task, tokenizer, 12)
     assert tokenizer.decode(encoded.input_ids) == "[CLS] a b c [SEP] the the the the the the [SEP]"
     assert encoded.token_type_ids.tolist() == [0] * 5 + [1] * 7
 
@@ -55,7 +55,7 @@ def test_of_a_long_pair_the_longer_text_is_cut(tokenizer):
 def test_a_test_split_has_no_labels_and_roberta_no_token_types(tmp_path):
     task = TASKS["cola"]
     rows = {"sentence": ["the film", "a good story"], "label": [None, None]}
-    encoded = encode(picked(task, rows, np.arange(2)), task, tiny.tokenizer("roberta"), 16)
+    encoded = encode(choose_rows(task, rows, np.arange(2)), task, tiny.tokenizer("roberta"), 16)
     batch = collate(encoded, np.arange(2), 1)
     assert set(batch) == {"input_ids", "attention_mask"}
     assert batch["input_ids"][0, -1] == 1 and batch["attention_mask"][0, -1] == 0
