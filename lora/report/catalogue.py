@@ -74,7 +74,8 @@ class Section:
             for name, entry in self.own_rows.items()
             if (lines := facts_text(entry))
         ]
-        return [caption(self.summary), *encoder_notes(self.runs["model"], self.kind), *about]
+        chosen = [note("rows_chosen")] if setting(self.runs, "train.selection").eq("train_rows").any() else []
+        return [caption(self.summary), *chosen, *encoder_notes(self.runs["model"], self.kind), *about]
 
     def table(
         self, cells: pd.DataFrame, notes: Sequence[str], file: str = "", title: str = "", **figures: Figure | None
@@ -197,9 +198,7 @@ def lengths(section: Section) -> list[Table]:
 
 def sizes(section: Section) -> list[Table]:
     cells = sizes_table(section.runs, section.summary)
-    by_train_rows = setting(section.runs, "train.selection").eq("train_rows").any()
-    notes = [*section.notes, note(ROWS), *([note("rows_chosen")] if by_train_rows else [])]
-    made = section.table(cells, notes, rows=sizes_figure(section.runs))
+    made = section.table(cells, [*section.notes, note(ROWS)], rows=sizes_figure(section.runs))
     cells, title = rates_table(section.runs, section.gathered.rates), "How each learning rate was chosen, by train rows"
     rates = replace(section.table(cells, [note("rates")], f"{ROWS}_rates", title), banner="", above="")
     return [made, rates, *dev_and_test(section, f"{ROWS}_test")]
