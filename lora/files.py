@@ -1,5 +1,6 @@
 """The project's folders, atomic writes, strict JSON and file hashes."""
 
+import fcntl
 import functools
 import glob
 import hashlib
@@ -96,6 +97,20 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else float(f"{value:.6g}")
     return value
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Hold a lock file of its own. Raises: UserError: If it cannot be written."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise UserError(f"cannot write {lock}: {error.strerror}") from error
+    with file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def discard_leftovers(path: Path) -> None:

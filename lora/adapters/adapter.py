@@ -160,7 +160,8 @@ def in_scores(adapter: Adapter, dtype: torch.dtype) -> Adapter:
     if (shift, factor) == (0, 1):
         return adapter
     task, low, high = adapter.origin.task, shift, shift + TARGET_SPAN * factor
-    if max(-low, high) > max(2, LOST / torch.finfo(dtype).eps) * (high - low):
+    numbers, furthest = torch.finfo(dtype), max(-low, high)
+    if furthest > min(numbers.max, max(2, LOST / numbers.eps) * (high - low)):
         raise UserError(
             f"{dtype} has too few numbers in the range of {task}'s scores, {low:.15g} to {high:.15g}: use python -m "
             f"lora predict, or load_adapter or swap on a model in a wider dtype"

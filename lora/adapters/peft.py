@@ -129,16 +129,15 @@ def check_folder(place: str, adapter: Adapter) -> None:
 
 
 def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
-    """A base's files, with the adapter's labels in its config, and in its tokenizer's the number of tokens that inputs
-    are cut to: PEFT has no fields for them."""
+    """A base's files, with the adapter's labels and dtype in its config, and in its tokenizer's the number of tokens
+    that inputs are cut to: PEFT has no fields for them."""
     labels = adapter.origin.labels or ()
-    sizes = {
-        len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2
-    }  # of the output layer, and of a dense one
+    sizes = {len(tensor) for tensor in adapter.head.values() if tensor.dim() == 2}  # outputs, and a dense layer's
     outputs = len(labels) if len(labels) in sizes else min(sizes)
     names = dict(enumerate(labels if len(labels) == outputs else [f"LABEL_{number}" for number in range(outputs)]))
     config = read_object(place / "config.json")
-    config |= {"id2label": names, "label2id": {label: number for number, label in names.items()}}
+    config.pop("torch_dtype", None)  # of older versions
+    config |= {"dtype": "float32", "id2label": names, "label2id": {name: number for number, name in names.items()}}
     if labels or outputs == 1:
         config["problem_type"] = PROBLEMS[outputs > 1]
     files: dict[str, bytes | Path] = {f"{BASE}/{path.name}": path for path in sorted(place.iterdir()) if path.is_file()}

@@ -6,7 +6,6 @@ launch found rows and encoder, for readers that need them.
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -15,7 +14,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from lora.config.select import parse_words, place
 from lora.data.own_task import Kept, kept_facts, kept_tasks, make_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
-from lora.files import ROOT, cached_by_file, outputs_of, read_object, write_changed
+from lora.files import ROOT, cached_by_file, exclusive, outputs_of, read_object, write_changed
 from lora.records.record import RunRecord, load_records
 
 SCHEMA = 1
@@ -230,14 +229,7 @@ def needs_stock(method: Mapping[str, Any]) -> bool:
 @contextmanager
 def locked(folder: Path) -> Iterator[Plan]:
     """Hold the lock of a folder's plan. Yields: The plan. Raises: UserError: If it is broken or cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    except OSError as error:
-        raise UserError(f"cannot write {folder / LOCK}: {error.strerror}") from error
-    with lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(folder / LOCK):
         plan = read_plan(folder)
         if plan.problems:
             raise UserError(f"{plan.problems[0]}; nothing was changed: mend the entry, or remove it from the file")

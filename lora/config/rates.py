@@ -13,7 +13,7 @@ import yaml
 
 from lora.checks import SettingsError, build
 from lora.errors import UserError, first_line
-from lora.files import REFERENCE, RESULTS, cached_by_file, write_atomically
+from lora.files import REFERENCE, RESULTS, cached_by_file, exclusive, write_atomically
 
 RATES_FILE = "rates.yaml"
 AT = ", at "  # before the number of train rows of a tuning
@@ -141,8 +141,9 @@ def _read(path: Path) -> tuple[Rate, ...]:
 
 def write_rates(path: Path, new: Iterable[Rate]) -> None:
     """Add rates to a file. Each replaces an earlier one of the same encoder, protocol, task, method and train rows."""
-    kept = {(*one.key, one.train_rows or 0): one for one in (*read_rates(path), *new)}
-    entries = [asdict(kept[key]) | {"seeds": list(kept[key].seeds)} for key in sorted(kept)]
-    entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
-    text = yaml.safe_dump({"rates": entries}, sort_keys=False, default_flow_style=None, width=120)
-    write_atomically(path, (HEAD + text).encode())
+    with exclusive(path.with_suffix(".lock")):  # others may tune at the same time
+        kept = {(*one.key, one.train_rows or 0): one for one in (*read_rates(path), *new)}
+        entries = [asdict(kept[key]) | {"seeds": list(kept[key].seeds)} for key in sorted(kept)]
+        entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
+        text = yaml.safe_dump({"rates": entries}, sort_keys=False, default_flow_style=None, width=120)
+        write_atomically(path, (HEAD + text).encode())

@@ -211,6 +211,13 @@ def test_a_model_answers_in_the_units_of_scores_or_refuses_them(dtype, low, erro
             to_peft(scored, tmp_path / "peft")
 
 
+def test_scores_beyond_a_dtypes_largest_number_are_refused():
+    plain = adapter_of(with_method("bert", LoraConfig(rank=3), outputs=1))
+    for put in (load_adapter, swap):
+        with pytest.raises(UserError, match="float16 has too few numbers in the range of mine's scores, 0 to 200000"):
+            put(tiny.model("bert").half(), dataclasses.replace(plain, origin=Origin("mine", factor=4e4)))
+
+
 def test_a_base_that_is_written_to_through_data_is_noticed():
     """The tensor keeps its version and address: only its values reveal the write."""
     adapters, model = five("bert"), tiny.model("bert")

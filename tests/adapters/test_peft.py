@@ -378,6 +378,16 @@ def test_what_loralib_files_may_not_be(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_peft_loads_a_base_in_half_precision_in_float32_as_its_scores_need(tmp_path):
+    tiny.model("bert", 1).bfloat16().base_model.save_pretrained(tmp_path / "base")
+    model = tiny.model("bert", 1).bfloat16().float()  # the rounded weights
+    apply(model, LoraConfig(rank=3), seed=1)
+    adapter = adapter_of(model, origin=Origin("mine", shift=1000.0, factor=2.0))
+    to_peft(adapter, tmp_path / "peft", base=tmp_path / "base")
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
+    torch.testing.assert_close(logits(theirs, "bert"), 1000 + 2 * logits(model, "bert"), rtol=0, atol=1e-3)
+
+
 def test_more_labels_than_hidden_units_keep_their_names(tmp_path, bases):
     """The head's dense layer has fewer rows than its output layer."""
     labels = tuple(f"class {number}" for number in range(40))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import re
 
 import numpy as np
@@ -215,6 +216,13 @@ def test_a_rate_is_taken_by_its_runs_alone_and_names_them_as_train_lr_does(file)
     glue = ["profile=long", "protocol=long", "task=cola", f"rates={file}"]
     assert compose_run([*glue, "method=lora_qkvo"]).train.lr == 0.25
     assert compose_run([*glue, "method=lora"]).train.lr == 5e-4
+
+
+def test_tunings_that_end_at_once_keep_each_others_rates(tmp_path):
+    methods = [f"lora{number}" for number in range(8)]
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        pool.starmap(write_rates, [(tmp_path / "rates.yaml", [rate(method=method)]) for method in methods], 1)
+    assert {one.method for one in read_rates(tmp_path / "rates.yaml")} == {*methods}
 
 
 @pytest.mark.parametrize(
