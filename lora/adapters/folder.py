@@ -120,7 +120,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes | Path]) -> None:
         raise UserError(f"{folder} {found}: only a folder without files other than {', '.join(files)} is replaced")
     for name, content in files.items():
         with written_whole(folder / name) as temporary:
-            temporary.write_bytes(content) if isinstance(content, bytes) else shutil.copyfile(content, temporary)
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                shutil.copyfile(content, temporary)
 
 
 def read_adapter(folder: str | Path) -> Adapter:

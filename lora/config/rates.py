@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lora.checks import SettingsError, build
+from lora.config.run import PlannedRun
 from lora.errors import UserError, first_line
 from lora.files import REFERENCE, RESULTS, cached_by_file, exclusive, write_atomically
 
@@ -114,6 +115,12 @@ def nearest_rate(rates: Iterable[Rate], key: tuple[str, str, str, str], rows: in
     sizes = {one.train_rows or whole: one for one in rates if one.key == key}
     nearest = min(sizes, key=lambda size: (Fraction(max(size, rows), min(size, rows)), -size), default=None)
     return None if nearest is None else sizes[nearest]
+
+
+def rate_of(run: PlannedRun, rates: Iterable[Rate]) -> Rate | None:
+    """`nearest_rate` for a run."""
+    key, whole = (run.model, run.protocol, run.task.name, run.config.runtime.rate_name), run.task.official_rows
+    return nearest_rate(rates, key, run.train_rows, whole[run.task.train_split])
 
 
 def read_rates(setting: Any) -> tuple[Rate, ...]:

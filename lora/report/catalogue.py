@@ -118,6 +118,7 @@ def methods(section: Section) -> list[Table]:
 
 
 def dev_and_test(section: Section, file: str) -> list[Table]:
+    """Dev and test scores of the runs that scored labelled test rows; no table without any."""
     table = section.table(own.test_table(section.runs), [note("test")], file, "Test rows, not used to choose")
     return [replace(table, banner="", above="")] if len(table.cells) else []
 

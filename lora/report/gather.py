@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from lora.config.plan import Plan, outputs_here, planned_tasks, read_launch, read_plan, read_profile, run_of, trained_by
-from lora.config.rates import RATES_FILE, TUNING, Rate, nearest_rate, read_rates
+from lora.config.rates import RATES_FILE, TUNING, Rate, rate_of, read_rates
 from lora.config.run import PlannedRun, run_config
 from lora.config.select import filter_runs, parse_words, place
 from lora.data.own_task import read_task, task_file
@@ -157,8 +157,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
 
 def is_flattered(run: PlannedRun, rates: Sequence[Rate]) -> bool:
     """Whether a run has the rate that was chosen on its seed, on which it looks best."""
-    key, whole = (run.model, run.protocol, run.task.name, run.config.runtime.rate_name), run.task.official_rows
-    rate = nearest_rate(rates, key, run.train_rows, whole[run.task.train_split])
+    rate = rate_of(run, rates)
     chosen = rate is not None and run.seed in rate.seeds and run.config.train.lr == rate.lr
     return chosen and run.experiments != (LEARNING_RATE,)
 
@@ -265,6 +264,6 @@ def run_here(record: RunRecord, gathered: Gathered) -> PlannedRun:
 
 def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, PlannedRun]]:
     """The records whose adapter is in this machine's outputs, each with its run."""
-    named = [record for _, record in sorted(gathered.state.ok.items()) if record.adapter]
-    runs = [(record, run_here(record, gathered)) for record in named]
-    return [(record, run) for record, run in runs if adapter_path(run.config.runtime.outputs, run.run_id).exists()]
+    outputs, records = outputs_here(gathered.folder, gathered.overrides), sorted(gathered.state.ok.items())
+    saved = [one for run_id, one in records if one.adapter and adapter_path(outputs, run_id).exists()]
+    return [(record, run_here(record, gathered)) for record in saved]

@@ -100,7 +100,9 @@ def collapsed_among(runs: pd.DataFrame) -> str:
 def unlike(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
     """Why runs are not judged, if their learning rates were not chosen alike."""
     chosen = sorted({origins[run_id] for run_id in runs["run_id"] if run_id in origins})
-    return f"not judged, because the learning rates were not chosen alike: {' and '.join(chosen)}" * (len(chosen) > 1)
+    if len(chosen) < 2:
+        return ""
+    return f"not judged, because the learning rates were not chosen alike: {' and '.join(chosen)}"
 
 
 def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:

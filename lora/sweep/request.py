@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from lora.config.auto import Measure
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
 from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks, read_profile
-from lora.config.rates import nearest_rate, read_rates
+from lora.config.rates import rate_of, read_rates
 from lora.config.run import PlannedRun
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import Task
@@ -177,8 +177,7 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
         origin, place = run.config.runtime.rate_from, (run.model, run.protocol, run.task.name)
         if origin != "stated":
             name = run.config.runtime.rate_name
-            rate = nearest_rate(rates, (*place, name), run.train_rows, run.task.official_rows[run.task.train_split])
-            alike = rate.tuned_alike if origin == "tuned" else "no values"
+            alike = rate_of(run, rates).tuned_alike if origin == "tuned" else "no values"
             tasks.setdefault((*place, run.train_rows), {})[name] = alike
     for (_, _, task, _), methods in tasks.items():
         if len(set(methods.values())) > 1:
