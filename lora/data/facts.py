@@ -1,4 +1,4 @@
-"""What a task's rows are like: rows per class, repeated texts, and dev rows whose text is in train."""
+"""What a task's rows are like: rows per class, repeated texts, and dev and test rows whose text is in train."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from lora.data.read import TaskData
 from lora.data.tasks import Task
 
 BETWEEN = " | "  # the two texts of a pair
-NAMED = 5  # dev rows that are named
+NAMED = 5  # rows that are named
 
 
 def texts_of(task: Task, data: TaskData, split: str) -> list[str]:
@@ -16,30 +16,40 @@ def texts_of(task: Task, data: TaskData, split: str) -> list[str]:
     return [BETWEEN.join(row) for row in zip(*(data.splits[split][name] for name in task.columns), strict=True)]
 
 
-def facts(task: Task, data: TaskData) -> dict[str, Any]:
-    """Of the train and the first validation split.
+def facts(task: Task, data: TaskData, more: Mapping[str, TaskData]) -> dict[str, Any]:
+    """Of the train split, the first validation split, and labelled test rows.
 
-    Returns: `rows`, of both; `classes`, train rows of each label; `repeated`, train rows whose text occurs earlier;
-        `in_train`, the dev rows whose text is in train, from 1.
+    Args:
+        data, more: As of `lora.data.read.read_for_run`.
+    Returns: `rows`, of the first two; `classes`, train rows of each label; `repeated`, train rows whose text occurs
+        earlier, and `relabelled`, those with a label that it has nowhere earlier; `leaked`, for dev and test the rows
+        whose text is in train, from 1.
     """
     train, dev = (texts_of(task, data, split) for split in task.training_splits[:2])
-    known, labels = set(train), Counter(data.splits[task.train_split]["label"])
+    known, labels = set(train), data.splits[task.train_split]["label"]
+    others = {"dev": dev} | ({"test": texts_of(task, more["test"], "test")} if "test" in more else {})
+    counts = Counter(labels)
     return {
         "rows": [len(train), len(dev)],
-        "classes": {label: labels[index] for index, label in enumerate(task.labels)},
+        "classes": {label: counts[index] for index, label in enumerate(task.labels)},
         "repeated": len(train) - len(known),
-        "in_train": [row for row, text in enumerate(dev, start=1) if text in known],
+        "relabelled": len({*zip(train, labels, strict=True)}) - len(known),
+        "leaked": {name: [i for i, text in enumerate(of, start=1) if text in known] for name, of in others.items()},
     }
 
 
-def facts_text(found: Mapping[str, Any]) -> list[str]:
+def facts_text(about: Mapping[str, Any]) -> list[str]:
     """`facts` as lines."""
     lines = []
-    if classes := found["classes"]:
+    if classes := about["classes"]:
         lines.append(f"train rows by class: {', '.join(f'{label} {count:,}' for label, count in classes.items())}")
-    if repeated := found["repeated"]:
-        lines.append(f"{repeated:,} train rows ({repeated / found['rows'][0]:.0%}) repeat an earlier row's text")
-    if shared := found["in_train"]:
+    if repeated := about["repeated"]:
+        other = f", {about['relabelled']:,} of them with another label" if about["relabelled"] else ""
+        lines.append(f"{repeated:,} train rows ({repeated / about['rows'][0]:.0%}) repeat an earlier row's text{other}")
+    for split, shared in about["leaked"].items():
         rows = ", ".join(map(str, shared[:NAMED])) + ", ..." * (len(shared) > NAMED)
-        lines.append(f"{len(shared):,} dev rows have a text that is in train, which flatters every score: {rows}")
+        if shared:
+            lines.append(
+                f"{len(shared):,} {split} rows have a text that is in train, which flatters every score: {rows}"
+            )
     return lines

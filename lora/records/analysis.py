@@ -17,12 +17,13 @@ from lora.records.record import RunRecord
 Compared = tuple[frozenset[tuple[str, ...]], str]  # pairs of run_ids, and the score: a column of `lora.report.runs`
 EXAMPLES, SUBSPACES, SWAP, SUBTRACTION = "examples.json", "subspaces.json", "swap.json", "subtraction.json"
 OWN_ROWS, ERRORS = "rows.json", "{task}.errors.csv"
-ANALYSIS_FILES = {  # file -> the attribute of records whose hashes it was made from, and the command that makes it
-    EXAMPLES: ("scored", "analyse intervals"),
-    SUBSPACES: ("adapter", "analyse subspaces"),
-    SWAP: ("adapter", "analyse swaps"),
-    SUBTRACTION: ("adapter", "analyse swaps"),
-    OWN_ROWS: ("scored", "analyse rows"),
+# file -> the attribute of records whose hashes it was made from, the command that makes it, and a key of its entries
+ANALYSIS_FILES = {
+    EXAMPLES: ("scored", "analyse intervals", "score"),
+    SUBSPACES: ("adapter", "analyse subspaces", "kind"),
+    SWAP: ("adapter", "analyse swaps", "label"),
+    SUBTRACTION: ("adapter", "analyse swaps", "label"),
+    OWN_ROWS: ("scored", "analyse rows", "leaked"),
 }
 
 
@@ -68,8 +69,8 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
     Raises: UserError: If a file is not an analysis.
     """
     problems: list[str] = []
-    found: dict[str, Any] = {}
-    for file, (of_record, command) in ANALYSIS_FILES.items():
+    current: dict[str, Any] = {}
+    for file, (of_record, command, key) in ANALYSIS_FILES.items():
         if not (folder / file).exists():
             continue
         content = read_object(folder / file)
@@ -77,16 +78,16 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
             raise UserError(f"{folder / file} is not an analysis: made_from must be an object and entries a list")
         made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
         stale = sorted(run for run, digest in content["made_from"].items() if made.get(run, "") != digest)
-        older = file == EXAMPLES and any("score" not in entry for entry in content["entries"])
+        older = any(key not in entry for entry in content["entries"])
         if stale or older:
             origin = f"from another training of {', '.join(stale[:3])}" if stale else "by an older version"
             problems.append(f"analysis/{file} was made {origin}: rebuild it with python -m lora {command}")
         else:
-            found[file] = content["entries"]
-    examples = {comparison_key(entry["pairs"], entry["score"]): entry for entry in found.get(EXAMPLES, ())}
-    checks = {"swap": tuple(found[SWAP])} if SWAP in found else {}
-    subspaces, subtraction = (tuple(found.get(file, ())) for file in (SUBSPACES, SUBTRACTION))
-    own_rows = {entry["task"]: entry for entry in found.get(OWN_ROWS, ())}
+            current[file] = content["entries"]
+    examples = {comparison_key(entry["pairs"], entry["score"]): entry for entry in current.get(EXAMPLES, ())}
+    checks = {"swap": tuple(current[SWAP])} if SWAP in current else {}
+    subspaces, subtraction = (tuple(current.get(file, ())) for file in (SUBSPACES, SUBTRACTION))
+    own_rows = {entry["task"]: entry for entry in current.get(OWN_ROWS, ())}
     return Analyses(examples, subspaces, subtraction, own_rows, checks, tuple(problems))
 
 

@@ -131,14 +131,13 @@ def errors(section: Section) -> list[Table]:
         drawn = {
             f"confusion_{name}": own.confusion_figure(entry, tasks[name]) for name, entry in section.own_rows.items()
         }
-        notes = [line for entry in section.own_rows.values() for line in own.coverage(entry, section.runs)]
-        table = section.table(cells, [*notes, note("classes")], "classes", "Each class", **drawn)
+        table = section.table(cells, [note("classes")], "classes", "Each class", **drawn)
         made.append(replace(table, banner="", above=""))
-    for name, entry in section.own_rows.items():
+    for name in section.own_rows:
         path = section.gathered.folder / "analysis" / ERRORS.format(task=name)
         if len(cells := own.errors_table(path)):
             title = "Dev rows that most runs get wrong" if tasks[name].labels else "Largest mean residuals"
-            notes = [*own.coverage(entry, section.runs), note("errors").replace("FILE", f"analysis/{path.name}")]
+            notes = [note("errors").replace("FILE", f"analysis/{path.name}")]
             drawn = {} if tasks[name].labels else {f"scatter_{name}": own.scatter_figure(cells, tasks[name])}
             table = section.table(cells[: own.SHOWN_ROWS], notes, f"errors_{name}", f"{title}: {name}", **drawn)
             made.append(replace(table, banner="", above="", folded=True, words=len(cells.columns)))

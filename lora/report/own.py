@@ -73,35 +73,16 @@ def classes_table(entries: Entries, labels: Mapping[str, tuple[str, ...]]) -> pd
             for method in entry["methods"]:
                 rows = sum(method["confusion"][place])
                 line = {"Task": name, "Class": label, "Method": method["label"]}
-                line |= {"Runs": len(entry["runs"][method["label"]]) if "runs" in entry else "-"}  # of an older version
-                line |= {"Dev rows": Value(rows, f"{rows:.0f}")}
+                line |= {"Runs": len(entry["runs"][method["label"]]), "Dev rows": Value(rows, f"{rows:.0f}")}
                 shares = {title: method[key][place] for title, key in SHARES.items()}
                 lines.append(line | {title: "-" if v is None else number(100 * v) for title, v in shares.items()})
     return pd.DataFrame(lines)
 
 
 def lacking(entry: Mapping[str, Any], runs: pd.DataFrame) -> set[str]:
-    """The run_ids of a task's trained runs that its analysis lacks; none if an older version made it."""
-    return _trained(runs, entry["task"]) - _analysed(entry) if "runs" in entry else set()
-
-
-def coverage(entry: Mapping[str, Any], runs: pd.DataFrame) -> list[str]:
-    """A note on the runs of a task's analysis, if they are not the trained ones of a table."""
-    there, shown = _analysed(entry), _trained(runs, entry["task"])
-    if "runs" not in entry or there == shown:
-        return []
-    text = f"{entry['task']}: of {len(there)} runs of the folder, where the scores above are of {len(shown)}."
-    if gone := shown - there:
-        text += f" It lacks {len(gone)} of them: `python -m lora analyse rows` computes it again."
-    return [text]
-
-
-def _analysed(entry: Mapping[str, Any]) -> set[str]:
-    return {run_id for of_method in entry.get("runs", {}).values() for run_id in of_method}
-
-
-def _trained(runs: pd.DataFrame, task: str) -> set[str]:
-    return {*runs.loc[runs["task"].eq(task) & runs["device"].notna(), "run_id"]}
+    """The run_ids of a task's trained runs that its analysis lacks."""
+    trained = runs.loc[runs["task"].eq(entry["task"]) & runs["device"].notna(), "run_id"]
+    return set(trained).difference(*entry["runs"].values())
 
 
 def confusion_figure(entry: Mapping[str, Any], task: Task) -> Figure | None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from lora.config.compose import chosen_option
 from lora.config.run import PlannedRun, RuntimeConfig
 from lora.data.facts import facts, facts_text
-from lora.data.read import read
+from lora.data.read import read_for_run
 from lora.errors import UserError, listed
 from lora.files import check_writable
 from lora.records.record import has_adapter, load_records
@@ -147,10 +147,11 @@ def announcement(
 def own_facts(runs: Iterable[PlannedRun]) -> list[str]:
     """What the rows of each own task are like, a line each; of several sizes, on the most train rows."""
     tasks = {run.task.name: run for run in sorted(runs, key=lambda run: run.train_rows) if run.task.own is not None}
-    if not tasks:
-        return []
-    found = {name: facts(run.task, read(run.task, **run.config.rows)) for name, run in tasks.items()}
-    return [f"  data:    {line}" for each in found.values() for line in facts_text(each)]
+    lines = []
+    for run in tasks.values():
+        rows = read_for_run(run.task, run.config.rows, run.config.train.selection)
+        lines += [f"  data:    {line}" for line in facts_text(facts(run.task, *rows))]
+    return lines
 
 
 def train_missing(

@@ -157,7 +157,15 @@ def test_the_readmes_task_gives_the_output_that_the_readme_shows(tmp_path, monke
     ends |= {"tasks": [one.task], "both_low": -4.0, "both_high": 4.0}
     pairs = [{"pairs": sorted(runs), "score": score, **ends} for runs, score in comparisons(report)]
     lines = [{"name": name, "value": 50.0, "low": 43.0, "high": 57.0} for name in BASELINES]
-    rows = {"task": one.task, "rows": [200, 200], "classes": {}, "repeated": 0, "in_train": []}
+    rows = {
+        "task": one.task,
+        "rows": [200, 200],
+        "classes": {},
+        "repeated": 0,
+        "relabelled": 0,
+        "leaked": {},
+        "runs": {},
+    }
     for file, entries in ((EXAMPLES, pairs), (OWN_ROWS, [rows | {"baselines": lines, "methods": []}])):
         write_atomically(tmp_path / "own" / "analysis" / file, analysis_json({}, entries))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)

@@ -11,7 +11,7 @@ from sklearn import metrics
 from lora.cli import main
 from lora.data.facts import facts, facts_text
 from lora.data.own_task import read_task
-from lora.data.read import read
+from lora.data.read import read, read_for_run
 from lora.files import read_object
 from lora.records.analysis import OWN_ROWS, analysis_json
 from lora.records.record import load_records
@@ -29,18 +29,23 @@ def task(tmp_path):
     """A task whose label is a word of its text, with repeated rows and dev rows that are in train."""
     texts = [" ".join(RANDOM.permutation(WORDS[2:])) + f" {WORDS[i % 2]} {i}" for i in range(60)]
     rows = pd.DataFrame({"text": texts, "label": [["yes", "no"][i % 2] for i in range(60)]})
-    pd.concat([rows[:40], rows[:3]]).to_csv(tmp_path / "train.csv", index=False)
+    pd.concat([rows[:40], rows[:2], rows[2:3].assign(label="no")]).to_csv(tmp_path / "train.csv", index=False)
     rows[38:].to_csv(tmp_path / "dev.csv", index=False)
-    return read_task(write_task(tmp_path, label="label", labels=["yes", "no"]))
+    rows[39:42].to_csv(tmp_path / "test.csv", index=False)
+    return read_task(write_task(tmp_path, label="label", labels=["yes", "no"], test="test.csv"))
 
 
 def test_facts_are_pandas_counts(task):
-    data, train, dev = read(task, "own"), *(pd.read_csv(task.folder / name) for name in ("train.csv", "dev.csv"))
-    found = facts(task, data)
+    train, dev = (pd.read_csv(task.folder / name) for name in ("train.csv", "dev.csv"))
+    found = facts(task, *read_for_run(task, {"source": "own"}, "matched"))
     assert found["classes"] == train["label"].value_counts().loc[["yes", "no"]].to_dict()
     assert found["repeated"] == train["text"].duplicated().sum() == 3
-    assert found["in_train"] == (np.flatnonzero(dev["text"].isin(train["text"])) + 1).tolist() == [1, 2]
-    assert "2 dev rows have a text that is in train, which flatters every score: 1, 2" in facts_text(found)
+    assert found["relabelled"] == (train.groupby("text")["label"].nunique() - 1).sum() == 1
+    leaked = (np.flatnonzero(dev["text"].isin(train["text"])) + 1).tolist()
+    assert found["leaked"] == {"dev": leaked, "test": [1]} and leaked == [1, 2]
+    lines = facts_text(found)
+    assert "3 train rows (7%) repeat an earlier row's text, 1 of them with another label" in lines
+    assert "2 dev rows have a text that is in train, which flatters every score: 1, 2" in lines and len(lines) == 4
 
 
 def test_baselines_learn_from_train_alone(task):
@@ -200,12 +205,12 @@ def test_tables_of_classes_say_of_which_runs_they_are(own, tmp_path, capsys):
     report, counts, notes = shown()
     assert counts == {"moods": 2, "again": 1} and len(notes) == 1 and not report.problems
     report, counts, notes = shown("seed=1", "method=full")
-    assert counts == {"moods": 2} and "of 2 runs of the folder, where the scores above are of 1." in notes[0]
+    assert counts == {"moods": 2} and "all runs of a method in this folder" in notes[0]
     assert not report.problems and main(["report", "own", *where]) == 0
     single = [word for word in asked if word not in ("-m", "experiment=own_task")]
     assert main([*single, "method=full", "seed=3"]) == 0
     report, counts, notes = shown()
-    assert counts["moods"] == 2 and "are of 3. It lacks 1 of them" in notes[0]
+    assert counts["moods"] == 2
     capsys.readouterr()
     assert main(["report", "own", *where]) == 1 and "lacks 1 of the runs of moods-" in capsys.readouterr().out
     assert main(["analyse", "rows", "own", *where, f"task={path}", "seed=3"]) == 0
@@ -213,7 +218,7 @@ def test_tables_of_classes_say_of_which_runs_they_are(own, tmp_path, capsys):
     assert counts == {"moods": 3, "again": 1} and len(notes) == 1 and not report.problems
     file = tmp_path / "results" / "analysis" / OWN_ROWS
     content = read_object(file)
-    entries = [{key: value for key, value in entry.items() if key != "runs"} for entry in content["entries"]]
+    entries = [{key: value for key, value in entry.items() if key != "leaked"} for entry in content["entries"]]
     file.write_bytes(analysis_json(content["made_from"], entries))
-    report, counts, notes = shown("seed=1")
-    assert counts == {"moods": "-", "again": "-"} and len(notes) == 1 and not report.problems, "of an older version"
+    (problem,) = build("own", where).problems
+    assert "was made by an older version: rebuild it" in problem

@@ -1,6 +1,6 @@
 """`python -m lora analyse rows PROFILE`: what the rows of one's own task say. A launch of one's own task ends with it.
 
-    facts       rows per class, repeated texts, and dev rows whose text is in train (`lora.data.facts`)
+    facts       rows per class, repeated texts, and dev and test rows whose text is in train (`lora.data.facts`)
     baselines   the most frequent class (the mean for scores), and TF-IDF with logistic regression (ridge for scores),
                 whose strength is chosen by cross-validation on the train rows; the dev rows are only scored
     errors      precision, recall, F1 and the confusion of classes, and the dev rows that most runs get wrong
@@ -20,7 +20,7 @@ from scipy import special
 from lora.config.select import PLACES
 from lora.data.facts import facts, texts_of
 from lora.data.metrics import METRICS, compute
-from lora.data.read import TaskData, read
+from lora.data.read import TaskData, read_for_run
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import read_object, rounded, write_atomically
@@ -44,8 +44,8 @@ def baselines(task: Task, data: TaskData) -> list[dict[str, Any]]:
     predicted, strength = tf_idf(bool(task.labels), train, labels, dev)
     constant = np.bincount(labels).argmax() if task.labels else labels.mean()
     names = ("Most frequent class", "logistic regression") if task.labels else ("Mean of the train scores", "ridge")
-    found = ((names[0], np.full(len(true), constant), None), (f"TF-IDF, {names[1]}", predicted, strength))
-    return [{"name": name, "strength": of, **metric_of(task.metric, values, true)} for name, values, of in found]
+    predictions = ((names[0], np.full(len(true), constant), None), (f"TF-IDF, {names[1]}", predicted, strength))
+    return [{"name": name, "strength": of, **metric_of(task.metric, values, true)} for name, values, of in predictions]
 
 
 def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequence[str]) -> tuple[np.ndarray, float]:
@@ -137,7 +137,8 @@ def analyse(gathered: Gathered) -> int:
         if task.is_definition_only:
             continue
         first = of_task.sort_values("train_rows", kind="stable").iloc[-1]  # of those on the most train rows
-        data = read(task, **run_here(gathered.state.ok[first["run_id"]], gathered).config.rows)
+        config = run_here(gathered.state.ok[first["run_id"]], gathered).config
+        data, more = read_for_run(task, config.rows, config.train.selection)
         if data.fingerprint != first["fingerprint"]:
             raise UserError(f"the rows of {name} are not those that {first['run_id']} was trained on")
         true = np.asarray(data.splits[task.validation_splits[0]]["label"])
@@ -158,8 +159,8 @@ def analyse(gathered: Gathered) -> int:
         if first["draw"] >= 0:
             compared = [one | {"name": f"{one['name']}, on the rows of seed {first['seed']}"} for one in compared]
         of_methods = of_task.groupby("label", sort=False)["run_id"].agg(list).to_dict()
-        found = {"baselines": compared, "methods": classes, "runs": of_methods}
-        entries.append({"task": name, **facts(task, data), **found})
+        about = {"baselines": compared, "methods": classes, "runs": of_methods}
+        entries.append({"task": name, **facts(task, data, more), **about})
     count, analysed = len(entries), {entry["task"] for entry in entries}
     hashes = {run_id: record.scored for run_id, record in gathered.every_ok.items()}
     if path.exists() and (earlier := read_object(path))["made_from"].items() <= hashes.items():
