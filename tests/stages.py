@@ -50,7 +50,7 @@ def marked(*marks: str) -> list[str]:
 
 STAGES = (  # the first names no file, so ARGS can narrow it
     Stage("unit", (*IN_TWO, *(f"--ignore={path}" for path in marked(*MARKS)))),
-    Stage("long", (*marked("alone"),)),
+    Stage("long", (*IN_TWO, *marked("alone"))),
     Stage("report", (*marked("browser"),), without(*BROWSERS)),
     Stage("slurm", (*TWO_CLUSTERS, *marked('cluster("slurm")')), without("sbatch")),
     Stage("ray", (*marked('cluster("ray")'),), lambda: None if find_spec("ray") else "no ray"),

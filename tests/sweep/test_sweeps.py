@@ -1,5 +1,6 @@
 """Sweeps of real processes that are killed, stopped and started twice: no run is lost, repeated or missing."""
 
+import contextlib
 import os
 import random
 import re
@@ -15,44 +16,46 @@ from sweeping import assert_complete, finish, frozen, grid, meanwhile, owners, q
 from lora.records.record import load_records
 from lora.sweep.request import select_runs
 
-pytestmark = pytest.mark.slow
-
-KILLS = 5
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 
 
 def test_a_storm(tiny_overrides, tmp_path):
-    """Workers, and once the launcher, are killed at random. The sweep is restarted until it is complete.
+    """14 SIGKILLs at random times, of workers, of the process that starts them, of a launcher, alone and with all of
+    these. The sweep is launched until it is complete.
 
-    Every other kill waits for a worker that has written a checkpoint.
+    Every other worker is killed only after it has written a checkpoint.
     """
-    runs = ("method=bitfit,lora", "task=cola,stsb", "seed=1,2,3,4,5,6", "train.epochs=4")
+    runs = ("method=bitfit,lora", "task=cola,stsb", "seed=1,2,3", "train.epochs=16")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
-    assert len(expected) == 24
-    folder, source, kills, launches = tmp_path / "storm", random.Random(1), 0, 1
+    assert len(expected) == 12
+    folder, source, launches = tmp_path / "storm", random.Random(1), 0
     overrides = grid(tiny_overrides, folder, *runs, "runtime.checkpoint_minutes=0", "launcher.workers=2")
-    process = start(overrides, start_new_session=True)
+    victims = ["worker"] * 11 + ["server", "launcher", "all"]
+    source.shuffle(victims)
 
-    def kill():
-        nonlocal kills
-        time.sleep(0.3 * source.random())
+    def kill(process):
+        """Kill the next victim, once a worker trains."""
         checkpoints = {path.stem for path in (folder / "outputs" / "checkpoints").glob("[!.]*")}
-        busy = [pid for run_id, pid in sorted(owners(folder).items()) if run_id in checkpoints or kills % 2]
-        if kills < KILLS and busy:
-            kills += 1
-            if kills == KILLS // 2:
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
-                os.kill(source.choice(busy), signal.SIGKILL)
+        workers = [pid for run_id, pid in sorted(owners(folder).items()) if run_id in checkpoints or len(victims) % 2]
+        with contextlib.suppress(psutil.NoSuchProcess):  # the launcher has just ended, and its workers have not
+            children = [one for one in psutil.Process(process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
+            servers = [one.pid for one in children if "forkserver" in " ".join(one.cmdline())]
+            found = {"worker": workers, "server": servers}.get(victims[-1], [process.pid])
+            if workers and found:
+                (os.killpg if victims.pop() == "all" else os.kill)(source.choice(found), signal.SIGKILL)
 
-    while process.poll() is None:
-        kill()
-    output, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, output
-    with meanwhile(kill):
-        while code := (done := finish(overrides))[0]:
-            launches += 1
-            assert code == 1 and launches < 10, done[1]
-    assert kills == KILLS
+    ended = None
+    while ended != 0:
+        launches += 1
+        process = start(overrides, start_new_session=True)
+        while process.poll() is None:
+            if victims:
+                kill(process)
+            time.sleep(0.15 * source.random())
+        output, _ = process.communicate()
+        ended = process.returncode
+        assert ended in (0, 1, -signal.SIGKILL) and launches < 12, output
+    assert not victims, (victims, launches)
     records = assert_complete(folder, expected)
     assert sum(record.provenance["resumed"] for record in records) >= 1
 
