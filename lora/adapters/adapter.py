@@ -97,7 +97,7 @@ class Adapter:
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name -> (A, B). Raises: UserError: If one of a pair is missing, or a tensor belongs to no pair."""
-        found: dict[str, dict[str, Tensor]] = {}
+        by_module: dict[str, dict[str, Tensor]] = {}
         for name, tensor in self.weights.items():
             match = LOW_RANK.fullmatch(name)
             if match is None:
@@ -105,11 +105,11 @@ class Adapter:
                     f"adapter tensor {name} is not one of LoRA's, whose names end in lora_a, lora_b or lora_m"
                 )
             if match.group(2) != "m":
-                found.setdefault(match.group(1), {})[match.group(2)] = tensor
-        for name, parts in found.items():
+                by_module.setdefault(match.group(1), {})[match.group(2)] = tensor
+        for name, parts in by_module.items():
             if len(parts) != 2:
                 raise UserError(f"the adapter has lora_{next(iter(parts))} of {name}, but not its other factor")
-        return {name: (parts["a"], parts["b"]) for name, parts in found.items()}
+        return {name: (parts["a"], parts["b"]) for name, parts in by_module.items()}
 
     def scale(self, name: str) -> float:
         """The factor of B A in a module."""

@@ -160,15 +160,15 @@ class AdapterSet(nn.Module):
         order = sorted(range(rows), key=lambda row: numbers[names[row]])
         used = [numbers[names[row]] for row in order]
         spans = [(n, used.index(n), used.index(n) + used.count(n)) for n in dict.fromkeys(used)]
-        found = []
+        logits = []
         for together in [[span] for span in spans] if self.one_at_a_time else [spans]:
             start, stop = together[0][1], together[-1][2]
             place = torch.tensor(order[start:stop], device=inputs["input_ids"].device)
             self.routing.index = torch.tensor(used[start:stop], device=place.device)
             self.routing.spans = tuple((n, first - start, last - start) for n, first, last in together)
             part = {key: t[place] if len(t) == rows else t for key, t in inputs.items()}
-            found += self.model(**part).logits
-        return [found[order.index(row)][: self.labels[names[row]]] for row in range(rows)]
+            logits += self.model(**part).logits
+        return [logits[order.index(row)][: self.labels[names[row]]] for row in range(rows)]
 
 
 def scale_into_b(fitted: Fitted) -> None:

@@ -282,19 +282,19 @@ def split(
 
 def method_of(settings: Settings, weights: dict[str, Tensor], path: Path) -> LoraConfig:
     """A `LoraConfig` with every module's full name. Raises: UserError: If it cannot express the ranks or scales."""
-    found = config_of(weights, settings.lora_alpha)
-    ranks = {name: found.rank_of(name) for name in found.targets}
+    config = config_of(weights, settings.lora_alpha)
+    ranks = {name: config.rank_of(name) for name in config.targets}
     for name, rank in ranks.items():
         if rank != (stated := by_pattern(settings.rank_pattern, name, settings.r)):
             raise UserError(f"{path} says rank {stated} for {name}, and its lora_A has rank {rank}")
     alphas = {name: by_pattern(settings.alpha_pattern, name, settings.lora_alpha) for name in ranks}
-    usual = next(name for name in ranks if ranks[name] == found.rank)
+    usual = next(name for name in ranks if ranks[name] == config.rank)
     own = "rslora" if settings.use_rslora else "lora"
     as_lora = {name: alphas[name] * (math.sqrt(ranks[name]) if settings.use_rslora else 1) for name in ranks}
     shared = {"dropout": settings.lora_dropout, "dora": settings.use_dora}
     # one alpha for all, one ratio of alpha to rank, or one scale, as of rsLoRA on slices
-    for scaling, at, given in ((own, None, alphas), (own, found.rank, alphas), ("lora", found.rank, as_lora)):
-        method = dataclasses.replace(found, alpha=given[usual], alpha_at_rank=at, scaling=scaling, **shared)
+    for scaling, at, given in ((own, None, alphas), (own, config.rank, alphas), ("lora", config.rank, as_lora)):
+        method = dataclasses.replace(config, alpha=given[usual], alpha_at_rank=at, scaling=scaling, **shared)
         if all(math.isclose(method.alpha_at(ranks[name]), given[name], rel_tol=ROUNDING) for name in ranks):
             return method
     raise UserError(

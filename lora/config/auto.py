@@ -80,8 +80,8 @@ def resolve_auto(
                 chosen = kept or replace(chosen, precision=faster_precision(*encoder_sizes(encoder)))
                 write_plan(results, replace(plan, choices=tuple(dict.fromkeys((*plan.choices, chosen)))))
     train["kernels"], model["attention"], train["precision"] = (
-        given or found
-        for given, found in zip(stated, (chosen.kernels, chosen.attention, chosen.precision), strict=True)
+        given or settled
+        for given, settled in zip(stated, (chosen.kernels, chosen.attention, chosen.precision), strict=True)
     )
 
 

@@ -111,7 +111,7 @@ def read_plan(results: str | Path) -> Plan:
     try:
         return _read(folder / PLAN_FILE)
     except (FileNotFoundError, NotADirectoryError):
-        return adopted(folder)
+        return plan_of_records(folder)
 
 
 @cached_by_file
@@ -127,7 +127,7 @@ def _read(path: Path) -> Plan:
     runs, problems, first = {}, [], {}
     for run_id, entry in stored.runs.items():
         try:
-            runs[run_id] = planned(path.parent, entry, stored, tasks, first)
+            runs[run_id] = run_of_entry(path.parent, entry, stored, tasks, first)
             if runs[run_id].run_id != run_id:
                 raise UserError(f"its settings give the name {runs.pop(run_id).run_id}")
         except UserError as error:
@@ -135,7 +135,7 @@ def _read(path: Path) -> Plan:
     return Plan(runs, stored.choices, tuple(problems))
 
 
-def planned(
+def run_of_entry(
     folder: Path, entry: Entry, stored: Stored, tasks: Mapping[str, Task], first: dict[str, RunConfig]
 ) -> PlannedRun:
     """The run of an entry. `first`: group -> the settings of its first run, which are checked once."""
@@ -175,17 +175,17 @@ def read_profile(profile: str) -> dict[str, Any]:
     return yaml.safe_load(files[profile].read_bytes())
 
 
-def adopted(folder: Path) -> Plan:
+def plan_of_records(folder: Path) -> Plan:
     """The plan that records give: each is in the experiment for which it was first trained."""
     runs = folder / "runs"
     try:  # a file system's clock is coarse, so the number of entries tells too
-        return _adopted(folder, runs.stat().st_mtime_ns, len(os.listdir(runs)))
+        return _plan_of_records(folder, runs.stat().st_mtime_ns, len(os.listdir(runs)))
     except OSError:
         return Plan({})
 
 
 @functools.lru_cache(maxsize=16)
-def _adopted(folder: Path, *changed: int) -> Plan:
+def _plan_of_records(folder: Path, *changed: int) -> Plan:
     tasks, counts = {**TASKS, **kept_tasks(folder)}, Counter()
     runs: dict[str, PlannedRun] = {}
     for record in load_records(folder)[0]:
@@ -346,11 +346,11 @@ def note_launch(folder: Path, runs: Iterable[PlannedRun]) -> None:
 
 def planned_tasks(results: str | Path) -> dict[str, Task]:
     """Name -> the task, of the user-defined ones of a plan, with the folders of the last launch."""
-    found = {run.task.name: run.task for run in read_plan(results).runs.values() if run.task.own is not None}
+    tasks = {run.task.name: run.task for run in read_plan(results).runs.values() if run.task.own is not None}
     folders = read_launch(Path(results)).tasks
-    places = {name: Path(folders[name]) if name in folders else task.folder for name, task in found.items()}
+    places = {name: Path(folders[name]) if name in folders else task.folder for name, task in tasks.items()}
     known = {name: folder for name, folder in places.items() if folder is not None and folder.is_dir()}
-    return {name: replace(task, folder=known.get(name)) for name, task in found.items()}
+    return {name: replace(task, folder=known.get(name)) for name, task in tasks.items()}
 
 
 def trained_by(folder: Path, profile: str, words: Sequence[str]) -> str:

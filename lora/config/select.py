@@ -56,13 +56,13 @@ def parse_value(text: str) -> Any:
 
 def parse_words(words: Iterable[str]) -> dict[str, list[Any]]:
     """Setting -> its values. Raises: UserError: If a word is not setting=value."""
-    found: dict[str, list[Any]] = {}
+    values: dict[str, list[Any]] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
             raise UserError(f"{word!r} is not setting=value")
-        found[key] = [*map(parse_value, split_values(text))]
-    return found
+        values[key] = [*map(parse_value, split_values(text))]
+    return values
 
 
 def place(words: Sequence[str], key: str) -> str | None:
@@ -84,17 +84,17 @@ def filter_runs(runs: Iterable[PlannedRun], words: Sequence[str]) -> list[Planne
 
     Raises: UserError: If no run has a setting.
     """
-    found, given = [*runs], parse_words(words)
+    kept, given = [*runs], parse_words(words)
     for key in selecting(words):
         values = given[key]
         values = [*map(_task_name, values)] if key == "task" else values
-        own = [setting_values(run, key, values) for run in found]
-        if found and not any(own):
-            near = difflib.get_close_matches(key, keys_of(found), 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; they have {', '.join(keys_of(found))}"
+        own = [setting_values(run, key, values) for run in kept]
+        if kept and not any(own):
+            near = difflib.get_close_matches(key, keys_of(kept), 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; they have {', '.join(keys_of(kept))}"
             raise UserError(f"no planned run has a setting {key}{hint}")
-        found = [run for run, of_run in zip(found, own, strict=True) if any(value in values for value in of_run)]
-    return found
+        kept = [run for run, of_run in zip(kept, own, strict=True) if any(value in values for value in of_run)]
+    return kept
 
 
 def setting_values(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list[Any]:

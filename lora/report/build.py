@@ -117,7 +117,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     name, frame = gathered.name, gathered.frame
     curves, analyses = read_more(gathered)
     judged: list[Verdict] = []
-    found: list[Headline] = []
+    findings: list[Headline] = []
     figures: dict[str, Figure] = {}
     tables: list[Table | None] = []
     lines: list[str] = []
@@ -126,11 +126,11 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         judged = verdicts_of(gathered, curves, analyses)
         named = {line["profile"] for line in read_findings() if "profile" in line} if name == FOUND else ()
         others = {one: gather(f"{REFERENCE}/{one}", (), results) for one in named}
-        found = headlines(judged, {one: verdicts_of(of_one, *read_more(of_one)) for one, of_one in others.items()})
+        findings = headlines(judged, {one: verdicts_of(of_one, *read_more(of_one)) for one, of_one in others.items()})
         notes = tuple(encoder_notes(frame["model"]))
         tables.append(Table("claims", f"The paper's sentences ({name})", verdict_table(judged), words=3, notes=notes))
         more = {
-            "findings": findings_figure(found),
+            "findings": findings_figure(findings),
             "latency": latencies(read_summaries(gathered.efficiency).values(), pd.read_csv(TABLE_1)),
         }
         figures = {key: figure for key, figure in more.items() if figure is not None}
@@ -148,4 +148,4 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
     tables.append(reference_table(gathered))
     shown = tuple(table for table in tables if table is not None)
     figures |= {key: figure for table in shown for key, figure in table.figures.items()}
-    return Report(gathered, analyses, shown, pd.concat(cells), tuple(judged), figures, tuple(found), tuple(lines))
+    return Report(gathered, analyses, shown, pd.concat(cells), tuple(judged), figures, tuple(findings), tuple(lines))

@@ -38,8 +38,8 @@ def series_of(
 ) -> dict[str, Any]:
     """A series from its points, each of which has a value per key. `aside`: added to every x."""
     points = list(points)
-    found = {key: [point[i] for point in points] for i, key in enumerate(keys)}
-    return {"label": label, **found, "x": [x + aside for x in found["x"]]}
+    columns = {key: [point[i] for point in points] for i, key in enumerate(keys)}
+    return {"label": label, **columns, "x": [x + aside for x in columns["x"]]}
 
 
 def by_task(pairs: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -109,8 +109,8 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
         f"step is the median over runs, each on the machine and under the load that it had."
     )
     title, x = "Trainable parameters against the average score", "trainable parameters"
-    found = figure(title, note, "lines", x, panels, log_x=True)
-    return found and found | {"axes": {"y": "score", "x": x} | COSTS}
+    drawn = figure(title, note, "lines", x, panels, log_x=True)
+    return drawn and drawn | {"axes": {"y": "score", "x": x} | COSTS}
 
 
 def minus_lora(runs: pd.DataFrame, from_lora: pd.DataFrame) -> Figure | None:

@@ -22,11 +22,11 @@ SECTION_ORDER = ("start_seed", "model", "method", "data", "train")  # of the con
 def named_settings(config: RunConfig) -> dict[str, str]:
     """`train.lr` -> `0.001`: each setting that names a run, except `ELSEWHERE` and those in its method's slug."""
     shown = {*ELSEWHERE, *(f"method.{key}" for key in config.method.in_slug)}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in config.settings().items():
-        found |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
-    found["data.train_draw"] = config.data.train_draw
-    return {key: setting_text(value) for key, value in found.items() if key not in shown}
+        flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
+    flat["data.train_draw"] = config.data.train_draw
+    return {key: setting_text(value) for key, value in flat.items() if key not in shown}
 
 
 def setting_columns(columns: Iterable[str]) -> list[str]:

@@ -123,8 +123,8 @@ def inline_svg(picture: bytes) -> Markup:
 
 def natural_width(picture: bytes) -> float:
     """The width of an SVG in CSS pixels; 0 if it states none."""
-    found = SIZE.search(picture.decode())
-    return float(found[1]) * 96 / 72 if found else 0.0
+    size = SIZE.search(picture.decode())
+    return float(size[1]) * 96 / 72 if size else 0.0
 
 
 ENVIRONMENT = Environment(

@@ -70,13 +70,13 @@ def render(canvas: Canvas, form: str) -> bytes:
 
 def legend(canvas: Canvas, axes: Sequence[Axes]) -> None:
     """Add one legend below all panels, with each label once."""
-    found = {}
+    by_label = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    if found:
-        columns = 3 if max(map(len, found)) <= LONG else 2 if len(axes) > 1 else 1
-        canvas.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+        by_label |= dict(zip(labels, handles, strict=True))
+    if by_label:
+        columns = 3 if max(map(len, by_label)) <= LONG else 2 if len(axes) > 1 else 1
+        canvas.legend(by_label.values(), by_label.keys(), loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def lines(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:

@@ -69,24 +69,24 @@ def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:
 def best_rate_by_label(rows: pd.DataFrame) -> dict[str, float]:
     """Label -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
     Only rates that were tried on every task and seed of the row count. Rows with a missing run are excluded."""
-    found, rows = {}, rows.assign(best=rows["best"].astype(float) * rows["metric"].map(better))
+    rates, rows = {}, rows.assign(best=rows["best"].astype(float) * rows["metric"].map(better))
     for label, of_row in rows.groupby("label", sort=False):
         if of_row["lr"].notna().all():
             by_rate = of_row.pivot(index="lr", columns=["task", "seed"], values="best").sort_index().dropna()
             if len(by_rate):
-                found[str(label)] = float(by_rate.T.groupby("task").mean().mean().idxmax())
-    return found
+                rates[str(label)] = float(by_rate.T.groupby("task").mean().mean().idxmax())
+    return rates
 
 
 def best_rates(tried: pd.DataFrame) -> pd.DataFrame:
     """The runs at the rate that each method, without other settings, takes on each encoder."""
-    found = [tried[:0].assign(label="")]
+    parts = [tried[:0].assign(label="")]
     plain = tried[setting(tried, "train.head_lr") == "null"]  # no label names what all its rows share
     for _, of_model in plain.groupby("model", sort=False):
         rows = tried_rows(of_model)
         rows = rows[rows["label"].eq(rows["slug"].map(method_label))]
-        found.append(rows[rows["lr"].eq(rows["label"].map(best_rate_by_label(rows)))])
-    return pd.concat(found)
+        parts.append(rows[rows["lr"].eq(rows["label"].map(best_rate_by_label(rows)))])
+    return pd.concat(parts)
 
 
 def tuned_rate(run: Any, rates: Sequence[Rate]) -> Rate | None:
@@ -118,9 +118,9 @@ def tuning_banner(runs: pd.DataFrame, rates: Sequence[Rate]) -> str:
 
 def origins_of(runs: pd.DataFrame, rates: Sequence[Rate]) -> dict[str, str]:
     """run_id -> how its rate was chosen: `untuned`, or `tuned, of 3 values`. Without runs whose rate was stated."""
-    found = {}
+    origins = {}
     for run in runs[runs["rate_from"] != "stated"].dropna(subset="lr").itertuples():
         rate = tuned_rate(run, rates)
         usual = "tuned" if run.rate_from == "tuned" else "untuned"
-        found[run.run_id] = usual if rate is None else f"tuned, of {rate.tuned_alike}"
-    return found
+        origins[run.run_id] = usual if rate is None else f"tuned, of {rate.tuned_alike}"
+    return origins

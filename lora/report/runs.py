@@ -68,13 +68,13 @@ def task_units(runs: pd.DataFrame) -> dict[str, tuple[str, str]]:
 def targets_and_ranks(runs: pd.DataFrame) -> dict[str, tuple[str, int]]:
     """The label of each row of LoRA -> its target set in the paper's notation, with the words that follow in the label,
     and its rank. For variants, modules named in full and several ranks, the label instead of the target set."""
-    found = {}
+    by_label = {}
     for run in runs.drop_duplicates("label").itertuples():
         name = run.label
         if run.slug == f"lora-{run.targets}-r{run.rank}":
             name = ", ".join(map(TARGET_TITLES.get, run.targets)) + name.removeprefix(method_label(run.slug))
-        found[run.label] = name, run.rank
-    return found
+        by_label[run.label] = name, run.rank
+    return by_label
 
 
 def human_count(value: float) -> str:
@@ -217,11 +217,11 @@ def with_others_epoch(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     mean of the cell's other seeds; NaN for a single run."""
     values = {run_id: of_run["value"].to_numpy() for run_id, of_run in curves.groupby("run_id")}
     runs = runs.reset_index(drop=True)
-    found = pd.Series(np.nan, index=runs.index)
+    scores = pd.Series(np.nan, index=runs.index)
     for _, cell in runs[runs["best"].notna()].groupby(["experiment", *CELL]):
         if len(cell) > 1:
-            found[cell.index] = chosen_by_others(np.column_stack([values[run_id] for run_id in cell["run_id"]]))
-    return runs.assign(others_epoch=found)
+            scores[cell.index] = chosen_by_others(np.column_stack([values[run_id] for run_id in cell["run_id"]]))
+    return runs.assign(others_epoch=scores)
 
 
 def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarray, " runs"]:

@@ -117,21 +117,24 @@ def table5(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
 
 def paper_cells(paper: pd.DataFrame | None) -> Paper:
     """`MNLI-m (paper)` -> target set and rank, as `targets_and_ranks` has them -> the published value."""
-    found: Paper = {}
+    cells: Paper = {}
     for row in () if paper is None else paper.itertuples():
         targets, rank = row.method.removeprefix("LoRA ").split(" r=")
         task = row.task.replace("MultiNLI-matched", "MNLI-m")
-        found.setdefault(f"{task} (paper)", {})[targets.replace(",", ", "), int(rank)] = row.value
-    return found
+        cells.setdefault(f"{task} (paper)", {})[targets.replace(",", ", "), int(rank)] = row.value
+    return cells
 
 
 def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 6: tasks and target sets by ranks with what a doubling adds, and the published cells in rows below ours."""
-    found = summary.assign(lora=summary["label"].map(targets_and_ranks(runs)))
-    ranks, sets = sorted({rank for _, rank in found["lora"]}), list(dict.fromkeys(name for name, _ in found["lora"]))
+    summary = summary.assign(lora=summary["label"].map(targets_and_ranks(runs)))
+    ranks, sets = (
+        sorted({rank for _, rank in summary["lora"]}),
+        list(dict.fromkeys(name for name, _ in summary["lora"])),
+    )
     texts: dict[str, dict[tuple[str, int], Cell]] = {}
     for task, label in task_labels(summary).items():
-        rows = found[found["task"] == task].iterrows()
+        rows = summary[summary["task"] == task].iterrows()
         texts[label] = {row["lora"]: score(row, with_mean=True) for _, row in rows}
     for task, cells in paper_cells(paper).items():
         texts[task] = {key: number(value) for key, value in cells.items()}
@@ -150,12 +153,12 @@ def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
 def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], Cell]:
     """(task label, target set) -> the slope of a seed's scores over log2 of the rank: the mean over seeds, with its
     interval. Seeds that lack a rank are excluded."""
-    found, tasks, lora = {}, task_labels(runs), runs["label"].map(targets_and_ranks(runs))
+    intervals, tasks, lora = {}, task_labels(runs), runs["label"].map(targets_and_ranks(runs))
     rows = runs.assign(targets=lora.str[0], doublings=[math.log2(rank) for _, rank in lora])
     for (task, targets), of_set in rows.groupby(["task", "targets"], sort=False):
         scores = 100 * of_set.pivot(index="seed", columns="doublings", values="best").astype(float).dropna()
         centred = scores.columns.to_numpy(float) - scores.columns.to_numpy(float).mean()
         if len(centred) > 1:
             slopes = scores.to_numpy() @ centred / (centred @ centred)
-            found[tasks[task], targets] = mean_interval(slopes).shown
-    return found
+            intervals[tasks[task], targets] = mean_interval(slopes).shown
+    return intervals

@@ -114,13 +114,13 @@ def terminal_table(table: Table, width: int) -> Grid:
         sizes[max(sizes, key=lambda name: sizes[name] - floor[name])] -= 1
     look = {"title_justify": "left", "title_style": "bold", "box": SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
     hidden = ", ".join(name for title, name in names.items() if title not in cells)
-    found = Grid(title=escape(f"{table.title}{f'; on the page: {hidden}' if hidden else ''}"), **look)
+    grid = Grid(title=escape(f"{table.title}{f'; on the page: {hidden}' if hidden else ''}"), **look)
     for name, size in sizes.items():
         justify = "left" if name in table.cells.columns[: table.words] else "right"
-        found.add_column(escape(names[name]), justify=justify, width=size)
+        grid.add_column(escape(names[name]), justify=justify, width=size)
     for row in rows(cells):
-        found.add_row(*(escape(str(text)) for text in row))
-    return found
+        grid.add_row(*(escape(str(text)) for text in row))
+    return grid
 
 
 def markdown_report(report: Report, of_sweep: bool = False) -> str:

@@ -65,24 +65,24 @@ def statuses(
     ended early has left. Training times are estimated from the records `timed`.
     """
     now, notes, expected = sweep_state(runs, *load_records(results)), read_notes(outputs), estimator(timed)
-    found = {}
+    by_run = {}
     for run in runs:
         run_id, left = run.run_id, expected(run)
         if run_id in now.ok:
-            found[run_id] = RunStatus("done", now.ok[run_id].seconds)
+            by_run[run_id] = RunStatus("done", now.ok[run_id].seconds)
         elif note := notes.get(run_id):
             left = seconds_left(note, left)
             steps = f"step {note['step']}/{note['steps']}, metric {as_percent(note['metric'])}  "
             rate = f", rate {run.config.train.lr:g}" if run.experiments == (TUNING,) else ""
             time_left = "?" if left is None else duration(left)
             where = f"{steps if note['steps'] else ''}left {time_left}  on {note['where']}, since {note['since']}{rate}"
-            found[run_id] = RunStatus("running", left, where)
+            by_run[run_id] = RunStatus("running", left, where)
         elif run_id in now.failed:
-            found[run_id] = RunStatus("failed", None, str(now.failed[run_id].error))
+            by_run[run_id] = RunStatus("failed", None, str(now.failed[run_id].error))
         else:
             begun = checkpoint_path(outputs, run_id).exists() or note_path(outputs, run_id).exists()
-            found[run_id] = RunStatus("interrupted" if begun else "waiting", left)
-    return found
+            by_run[run_id] = RunStatus("interrupted" if begun else "waiting", left)
+    return by_run
 
 
 def most_seconds(run: PlannedRun) -> float:
@@ -93,10 +93,10 @@ def most_seconds(run: PlannedRun) -> float:
     return 6 * PARAMETERS.get(run.model, math.nan) * run.examples * run.config.data.max_length / (1e12 * TERAFLOPS)
 
 
-def text(profile: str, found: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
-    groups = {name: {i: status for i, status in found.items() if status.state == name} for name in STATES}
+def text(profile: str, by_run: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
+    groups = {name: {i: status for i, status in by_run.items() if status.state == name} for name in STATES}
     counts = ", ".join(f"{len(groups[name])} {name}" for name in STATES)
-    lines = [f"profile {profile}: {count_of(len(found), 'run')}: {counts}"]
+    lines = [f"profile {profile}: {count_of(len(by_run), 'run')}: {counts}"]
     lines.append(f"time spent: {duration(sum(status.seconds for status in groups['done'].values()))}")
     left = [status.seconds for name in ("running", "interrupted", "waiting") for status in groups[name].values()]
     known = [seconds for seconds in left if seconds is not None]
@@ -118,9 +118,9 @@ def watch(profile: str, look: Callable[[], dict[str, RunStatus]]) -> None:
     busy = time.monotonic()
     with Live(auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while time.monotonic() - busy < IDLE_SECONDS:
-            found = look()
-            live.update(Text(text(profile, found, LISTED)), refresh=True)
-            states = {status.state for status in found.values()}
+            by_run = look()
+            live.update(Text(text(profile, by_run, LISTED)), refresh=True)
+            states = {status.state for status in by_run.values()}
             if "running" in states:
                 busy = time.monotonic()
             elif not states & {"interrupted", "waiting"}:
@@ -168,20 +168,20 @@ def main(arguments: argparse.Namespace) -> None:
     def look() -> dict[str, RunStatus]:
         return statuses(asked(), folder, outputs, own_records(folder))
 
-    found = look()
-    if not found:
+    by_run = look()
+    if not by_run:
         raise UserError(f"no planned run of {folder} has {' '.join(words)}: {trained_by(folder, name, words)}")
     if arguments.watch and sys.stdout.isatty():
         watch(profile, look)
         return
     if arguments.json:
-        runs = {run_id: status._asdict() for run_id, status in found.items()}
+        runs = {run_id: status._asdict() for run_id, status in by_run.items()}
         print(json.dumps({"profile": profile, "launched": not never, "runs": runs}, indent=1))
         return
-    print(text(profile, found))
-    if not selecting(words) and (others := {record.run_id for record in load_records(folder)[0]} - found.keys()):
+    print(text(profile, by_run))
+    if not selecting(words) and (others := {record.run_id for record in load_records(folder)[0]} - by_run.keys()):
         print(f"{count_of(len(others), 'other record')} in {folder}, which no launch asks for now")
-    most = sum(most_seconds(run) for run in asked() if found[run.run_id] == RunStatus("waiting", None)) / 3600
+    most = sum(most_seconds(run) for run in asked() if by_run[run.run_id] == RunStatus("waiting", None)) / 3600
     if most > 0:
         print(f"at most {most:,.1f} device hours for the unknown ones, at {TERAFLOPS} assumed TFLOP/s sustained")
     if never:

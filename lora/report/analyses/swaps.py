@@ -100,12 +100,12 @@ def subtraction(adapters: Adapters) -> list[dict[str, Any]]:
                 weights = {n: w - updates[old].get(n, 0) + updates[new].get(n, 0) for n, w in weights.items()}
             for name, weight in weights.items():
                 model.get_submodule(name).weight.data.copy_(weight)
-            found = logits_of(model, encoded, pad, BATCH, CPU)
+            swapped = logits_of(model, encoded, pad, BATCH, CPU)
             error = norm((weights[n] - updates[0].get(n, 0)).float() - w.float() for n, w in base.items())
-            case = {"label": label, "swaps": swaps, "task": task.name, "rows": len(found)}
+            case = {"label": label, "swaps": swaps, "task": task.name, "rows": len(swapped)}
             case |= {"of_weight": error / norm(base.values()), "of_update": error / norm(updates[0].values())}
-            changed = int((found.argmax(-1) != exact.argmax(-1)).sum())
-            cases.append(case | {"logits": float(abs(found - exact).max()), "changed": changed})
+            changed = int((swapped.argmax(-1) != exact.argmax(-1)).sum())
+            cases.append(case | {"logits": float(abs(swapped - exact).max()), "changed": changed})
     return cases
 
 

@@ -110,7 +110,7 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
     Times are judged by the sign test on the ratios of the rounds, whose median is shown. Their samples are in
     samples.csv next to the summary of `python -m lora efficiency`.
     """
-    source, samples, found = (str(path.relative_to(folder.parent)),), path.with_name("samples.csv"), []
+    source, samples, findings = (str(path.relative_to(folder.parent)),), path.with_name("samples.csv"), []
     kind = next((kind for kind, key in TIMES.items() if key == claim.measure), None)
     times = by_round(pd.read_csv(samples).to_dict("records")) if kind and samples.exists() else {}
     served = {"lora": "unmerged LoRA"} if claim.measure == "latency_ms" else {}
@@ -125,15 +125,17 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
             label = f"{MEASURES[claim.measure]}, {(SIDE_TITLES | served)[one]} / {(SIDE_TITLES | served)[other]}"
             label += f"{SHAPE}{shape.replace('x', ' x ')} tokens" if shape else ""
             if not kind:
-                found.append(judge_count(label, "ratio", None, bound, value, source))
+                findings.append(judge_count(label, "ratio", None, bound, value, source))
                 continue
             about = {"label": label, "unit": "ratio", "n": len(value), "bound": bound, "runs": (source,)}
             about["mean"] = float(np.median(value))
             if (ends := median_interval(value)) is None:
-                found.append(Finding(**about, reason=f"{len(value)} rounds: an interval of their median needs more"))
+                findings.append(Finding(**about, reason=f"{len(value)} rounds: an interval of their median needs more"))
             else:
-                found.append(judge_interval(smallest_p(value, bound, sign_p), "", low=ends[0], high=ends[1], **about))
-    return found
+                findings.append(
+                    judge_interval(smallest_p(value, bound, sign_p), "", low=ends[0], high=ends[1], **about)
+                )
+    return findings
 
 
 def count_ratios(claim: Claim, frame: pd.DataFrame, tried: pd.DataFrame) -> dict[str, list[Finding]]:
@@ -146,7 +148,7 @@ def count_ratios(claim: Claim, frame: pd.DataFrame, tried: pd.DataFrame) -> dict
         for model, runs in table[table["slug"].isin(wanted)].sort_values("run_id").groupby("model", sort=False):
             first = runs.drop_duplicates("slug").set_index("slug")
             counts[model] = {slug: (first.at[slug, column], first.at[slug, "run_id"]) for slug in first.index}
-    found: dict[str, list[Finding]] = {}
+    by_model: dict[str, list[Finding]] = {}
     for model, by_slug in counts.items():
         for compare in claim.compare if wanted <= set(by_slug) else ():
             (one, of_one), (other, of_other) = by_slug[compare.one], by_slug[compare.other]
@@ -157,8 +159,8 @@ def count_ratios(claim: Claim, frame: pd.DataFrame, tried: pd.DataFrame) -> dict
             one_ratio = judge_count(label, "ratio", None, compare.bound, one / other, runs)
             if claim.count == "rate":
                 one_ratio = replace(one_ratio, holds=None, reason="the best of a coarse grid of rates has no interval")
-            found.setdefault(model, []).append(one_ratio)
-    return found
+            by_model.setdefault(model, []).append(one_ratio)
+    return by_model
 
 
 def judge_check(case: Mapping[str, Any]) -> Finding:

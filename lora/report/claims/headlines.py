@@ -10,7 +10,7 @@ import yaml
 
 from lora.report.claims.findings import Finding
 from lora.report.claims.shown import FEW, brief, closest, on_places, other_rows_text, worst
-from lora.report.claims.statements import published
+from lora.report.claims.statements import published_cell
 from lora.report.claims.verdicts import VERDICTS, Verdict
 from lora.report.experiments import FOLDERS
 from lora.report.figures import Figure, figure, series_of
@@ -112,7 +112,7 @@ def paper_gaps(paper: Mapping[str, Any]) -> dict[str, float]:
         path = FOLDERS / paper["of"] / "paper.csv"
         cells = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
         for one, other in paper["gaps"]:
-            sides = [published(paper.get("model", {}) | keys, cells) for keys in (one, one | other)]
+            sides = [published_cell(paper.get("model", {}) | keys, cells) for keys in (one, one | other)]
             task = sides[0]["task"] if sides[0]["task"] not in gaps else f"{sides[0]['task']} {len(gaps)}"
             gaps[task] = float(sides[0]["value"]) - float(sides[1]["value"])
     return gaps

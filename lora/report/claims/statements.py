@@ -121,7 +121,7 @@ def read_file(path: Path) -> list[Claim]:
         try:
             compare = [{key: texts(value) for key, value in one.items()} for one in entry.get("compare", ())]
             claim = build(Claim, {"experiment": path.parent.name, **entry, "compare": compare})
-            claims.append(replace(claim, paper=tuple(published(named, cells) for named in claim.paper)))
+            claims.append(replace(claim, paper=tuple(published_cell(named, cells) for named in claim.paper)))
         except SettingsError as error:
             raise UserError(f"{name}, claim {entry.get('id', '-')}: {'; '.join(error.problems)}") from error
     return claims
@@ -134,9 +134,9 @@ def texts(value: Any) -> Any:
     return {key: [setting_text(one) for one in (v if isinstance(v, list) else [v])] for key, v in value.items()}
 
 
-def published(named: dict[str, str], cells: list[dict[str, str]]) -> dict[str, str]:
+def published_cell(named: dict[str, str], cells: list[dict[str, str]]) -> dict[str, str]:
     """The published cell that a claim names. Raises: SettingsError: If it is not one row."""
-    found = [row for row in cells if named.items() <= row.items()]
-    if len(found) != 1:
-        raise SettingsError([f"paper: {named} must be one row of paper.csv beside it, found {len(found)}"])
-    return found[0]
+    fits = [row for row in cells if named.items() <= row.items()]
+    if len(fits) != 1:
+        raise SettingsError([f"paper: {named} must be one row of paper.csv beside it, found {len(fits)}"])
+    return fits[0]
