@@ -6,11 +6,11 @@ from datetime import date
 import numpy as np
 import pandas as pd
 import pytest
+from committed import committed
 from scipy import stats
 
 from lora.files import ROOT
 from lora.records.record import load_curves, load_frame, load_records
-from lora.report.build import build
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md")))}
 REFERENCES = ("base", "decide", "long", "mini", "small")
@@ -182,7 +182,7 @@ def test_what_a_change_of_the_cpu_moves(long):
 
 
 def test_what_the_dev_rows_alone_leave():
-    report, halves = build("reference/long"), {}
+    report, halves = committed("reference/long"), {}
     for one in report.analyses.examples.values():
         (first, other), tasks = one["pairs"][0], one["tasks"]
         if ".lora-qv-r8." in first and ".full." in other and len(tasks) == 1:

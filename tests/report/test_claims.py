@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from committed import committed
 from scipy import stats
 from synthetic import runs_of
 
@@ -19,7 +20,6 @@ from lora.files import ROOT
 from lora.models.sizes import gpt3_count
 from lora.records.analysis import Analyses
 from lora.records.record import FRAME_COLUMNS
-from lora.report.build import build
 from lora.report.claims import verdicts
 from lora.report.claims.findings import Finding, judge_difference, smallest_p
 from lora.report.claims.headlines import headlines
@@ -282,7 +282,7 @@ def test_a_row_of_the_readme_is_one_comparison_of_the_profile_that_it_names(tmp_
 
 def test_the_papers_differences_are_those_of_its_table():
     """By hand, from Tables 2, 5 and 6 of Hu et al. 2021."""
-    papers = [row.paper for row in build("reference/long").headlines if row.gaps]
+    papers = [row.paper for row in committed("reference/long").headlines if row.gaps]
     assert papers[0] == f"{89.0 - 88.9:+.1f} (RoBERTa-large, both from MNLI)"  # not 88.6, which has no start
     assert papers[1].startswith(f"{86.4 - 88.6:+.1f} ") and papers[3].startswith(f"{87.4 - 85.2:+.1f} ")
     assert papers[5] == f"{91.3 - 91.3:+.1f} MultiNLI-matched; {73.7 - 71.4:+.1f} WikiSQL (GPT-3 175B)"
@@ -291,7 +291,7 @@ def test_the_papers_differences_are_those_of_its_table():
 
 def test_the_findings_figure_shows_each_rows_word_bound_and_number():
     """Against the table, which another function writes."""
-    report = build("reference/long")
+    report = committed("reference/long")
     rows = {row.cells["#"]: row for row in report.headlines if not row.is_aside}
     (panel,) = report.figures["findings"]["panels"]
     words = {x: series["label"] for series in panel["series"][:-1] for x in series["x"]}

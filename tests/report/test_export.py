@@ -5,11 +5,11 @@ import re
 
 import pandas as pd
 import pytest
+from committed import committed
 
 from lora.data.metrics import LOWER
 from lora.files import ROOT
 from lora.records.record import load_frame, load_records
-from lora.report.build import build
 from lora.report.export import csv_files, latex, latex_files
 from lora.report.tables import table2
 
@@ -17,13 +17,8 @@ METHODS = {"Full fine-tuning": "full", "Houlsby adapters (m8)": "houlsby-m8", "L
 TITLES = {"MRPC (acc.)": "mrpc", "CoLA (Matthews)": "cola", "STS-B (Pearson)": "stsb"}
 
 
-@pytest.fixture(scope="module")
-def report():
-    return build("reference/long")
-
-
-def test_bold_are_the_best_and_what_is_within_its_standard_deviation(report):
-    (text,) = latex_files(report).values()
+def test_bold_are_the_best_and_what_is_within_its_standard_deviation():
+    (text,) = latex_files(committed("reference/long")).values()
     lines = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if " & " in line]
     table = pd.DataFrame(lines[1:], columns=lines[0]).set_index("Method")
     runs = load_frame(load_records(ROOT / "results" / "reference" / "long")[0])
@@ -40,8 +35,9 @@ def test_bold_are_the_best_and_what_is_within_its_standard_deviation(report):
     assert set(table["Trainable"]) == {"22.6M", "78k", "74k"} and lines[0][-1] == "Avg."
 
 
-def test_characters_of_latex_are_escaped_and_what_was_not_trained_is_a_dash(report):
-    cells = report.cells[report.cells["experiment"].eq("glue_table2")]
+def test_characters_of_latex_are_escaped_and_what_was_not_trained_is_a_dash():
+    cells = committed("reference/long").cells
+    cells = cells[cells["experiment"].eq("glue_table2")]
     cells = cells.assign(label=cells["label"].str.replace("LoRA (qv, r8)", "100% my_method & more", regex=False))
     part = cells[~(cells["slug"].eq("full") & cells["task"].eq("cola"))]
     text = latex(table2(part), part)
@@ -53,7 +49,8 @@ def test_characters_of_latex_are_escaped_and_what_was_not_trained_is_a_dash(repo
     assert re.search(r"& -- & .* & -- \\\\$", full)
 
 
-def test_a_row_a_run_and_a_row_a_cell(report):
+def test_a_row_a_run_and_a_row_a_cell():
+    report = committed("reference/long")
     runs, cells = (pd.read_csv(io.StringIO(text)) for text in csv_files(report).values())
     records = [one for one in load_records(ROOT / "results" / "reference" / "long")[0] if one.config["seed"] > 5]
     shown = runs.set_index("run_id")["best"]

@@ -1,7 +1,6 @@
 """Tables from records: by hand for small cases, byte for byte for the committed ones."""
 
 import dataclasses
-import functools
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ import subprocess
 import pandas as pd
 import pytest
 from cells import plan, runs
+from committed import committed
 from rich.console import Console
 from scipy import stats
 from synthetic import populate, runs_of
@@ -185,9 +185,6 @@ def synthetic(tmp_path_factory):
     populate(results / "small", "small", FULL)
     populate(results / "reference" / "small", "small", ["experiment=glue_table2", *FULL[1:]])
     return results
-
-
-committed = functools.cache(build)
 
 
 def contents(folder):
