@@ -111,11 +111,10 @@ tables: setup ## Rebuild every committed table, verdict, page and notebook from 
 bench: setup ## Compare speed with Trainer + PEFT in 6 rounds, an hour or more on two idle cores (ARGS="--rounds 2 --runs 4"; REFERENCE=1 writes to the committed results)
 	@$(VENV) -m lora bench $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)
 
-lint: $(READY) ## Check style, format, the direction of imports, and types
+lint: $(READY) ## Check style, format and the direction of imports
 	@$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -c 'from importlinter.cli import lint_imports_command as run; run()'
-	$(VENV) -m mypy
 
 efficiency: setup ## Measure the memory, storage and time of each method (ARGS="--model roberta_base --rounds 10")
 	@$(VENV) -m lora efficiency $(if $(filter 1,$(REFERENCE)),--reference) $(ARGS)

@@ -240,7 +240,7 @@ class BottleneckConfig:
 
     @property
     def slug(self) -> str:
-        return f"{self.name}-m{self.bottleneck}"  # type: ignore[attr-defined]  # each method has one
+        return f"{self.name}-m{self.bottleneck}"  # each method has a name
 
 
 @dataclass(frozen=True)
