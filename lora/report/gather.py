@@ -133,14 +133,16 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
         none = f"none of the {len(known)} runs of {folder} has {' '.join(overrides)}"
         raise UserError(f"{none}: {trained_by(folder, profile, overrides)}")
     by_tune = {run.run_id for run in known.values() if run.experiments == (TUNING,)}
-    by_tune |= {r.run_id for r in records if r.config["runtime"].get("group") == TUNING and r.run_id not in plan.runs}
+    unplanned = [record for record in records if record.run_id not in plan.runs]
+    by_tune |= {record.run_id for record in unplanned if record.config["runtime"].get("group") == TUNING}
     rates = read_rates(place(overrides, "rates") or folder / RATES_FILE)
     flattered = {run.run_id for run in known.values() if is_flattered(run, rates)}
     expected = [run for run in asked if run.experiments and run.run_id not in by_tune | flattered]
     left = known.keys() - {run.run_id for run in asked}  # of other settings than those selected
     there = [record for record in records if record.run_id not in left]
     state = sweep_state(expected, there, [*plan.problems, *problems, *unknown])
-    ok = {r.run_id: r for r in there if r.status == "ok" and r.run_id in known and r.run_id not in by_tune}
+    shown = known.keys() - by_tune
+    ok = {record.run_id: record for record in there if record.status == "ok" and record.run_id in shown}
     extra = tuple(run_id for run_id in state.extra if run_id not in {*ok, *by_tune})
     frame, broken = with_collapsed(load_frame(list(ok.values())), ok.values(), folder, tasks)
     state = replace(state, ok=ok, extra=extra, problems=(*state.problems, *broken))

@@ -78,14 +78,14 @@ def footnotes(tables: Sequence[Table]) -> dict[str, dict[str, Any]]:
 def runs_table(report: Report) -> Table:
     """Every run of the tables, with the code and the device that made it."""
     lines = []
-    for p in report.gathered.every.itertuples():
-        if (record := report.state.ok.get(p.run_id)) is None:
+    for run in report.gathered.every.itertuples():
+        if (record := report.state.ok.get(run.run_id)) is None:
             continue
         code = (record.provenance.get("code") or {}).get("commit") or "-"
-        line = {"Method": p.label, "Task": task_title(p.task), "Encoder": encoder_title(p.model), "Start": p.start}
-        line |= {"Device": p.device, "Code": code[: shown.SHORT], "Run": p.run_id}
-        line |= {"Seed": p.seed, "Best": number(100 * p.best), "Epoch": int(p.best_epoch)}
-        lines.append(line | {"Last": number(100 * p.last), "Minutes": number(p.seconds / 60)})
+        line = {"Method": run.label, "Task": task_title(run.task), "Encoder": encoder_title(run.model)}
+        line |= {"Start": run.start, "Device": run.device, "Code": code[: shown.SHORT], "Run": run.run_id}
+        line |= {"Seed": run.seed, "Best": number(100 * run.best), "Epoch": int(run.best_epoch)}
+        lines.append(line | {"Last": number(100 * run.last), "Minutes": number(run.seconds / 60)})
     note = "The configuration, every epoch and the provenance of a run are in `runs/<run>.json`."
     return Table("every_run", "Every run", pd.DataFrame(lines), 7, (note,), folded=True)
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora.config.auto import not_covered, takes_gpu
+from lora.config.plan import LEARNING_RATE
+from lora.config.rates import TUNING
 from lora.config.run import PlannedRun, RunConfig
 from lora.data.tasks import KEYS
 from lora.errors import UserError
@@ -203,9 +205,10 @@ def seconds_left(note: Mapping[str, Any] | None, expected: float | None) -> floa
 
 
 def run_title(run: PlannedRun) -> str:
-    """`LoRA qv r8 · CoLA · seed 3`."""
+    """`LoRA qv r8 · CoLA · seed 3`, with its rate if the run tries one."""
     title, details = method_words(run.slug)
-    return f"{' '.join((title, *details))} · {run.task.title} · seed {run.seed}"
+    rate = f" · {run.config.train.lr:g}" if {*run.experiments} <= {TUNING, LEARNING_RATE} else ""
+    return f"{' '.join((title, *details))} · {run.task.title} · seed {run.seed}{rate}"
 
 
 def as_percent(value: float | None) -> str:

@@ -28,8 +28,8 @@ class State:
 def sweep_state(runs: Iterable[PlannedRun], records: Sequence[RunRecord], problems: Sequence[str]) -> State:
     by_id, wanted = {record.run_id: record for record in records}, {run.run_id: run for run in runs}
     return State(
-        ok={i: r for i, r in by_id.items() if i in wanted and r.status == "ok"},
-        failed={i: r for i, r in by_id.items() if i in wanted and r.status == "failed"},
+        ok={run_id: one for run_id, one in by_id.items() if run_id in wanted and one.status == "ok"},
+        failed={run_id: one for run_id, one in by_id.items() if run_id in wanted and one.status == "failed"},
         missing=tuple(run for run_id, run in wanted.items() if run_id not in by_id),
         extra=tuple(sorted(set(by_id) - set(wanted))),
         problems=tuple(problems),

@@ -134,6 +134,11 @@ def test_a_terminal_shows_a_bar_and_lines_of_what_failed(runs, tmp_path, capsys,
     assert {*re.findall(r"\d+%", bar)} == {"56%", "100%"}
 
 
+def test_a_run_that_tries_a_rate_is_named_by_it(runs):
+    tried = [dataclasses.replace(runs[0], experiments=(name,)) for name in ("tune", "learning_rate")]
+    assert {*map(progress.run_title, tried)} == {f"{title(runs[0])} · {runs[0].config.train.lr:g}"}
+
+
 def title(run) -> str:
     return f"{ {'lora': 'LoRA qv r8', 'full': 'Full fine-tuning'}[run.method] } · reviews · seed {run.seed}"
 
