@@ -27,6 +27,7 @@ REFUSED = {  # types of PEFT's that cannot work here, with the reason
     "adaption_prompt": "is for decoders",
     "cartridge": PROMPTS,
     "cpt": PROMPTS,
+    "lily": "averages its router over all tokens of a batch, so that a row's score depends on the other rows",
     "multitask_prompt_tuning": PROMPTS,
     "p_tuning": PROMPTS,
     "prefix_tuning": PROMPTS,
