@@ -20,7 +20,7 @@ def score(row: pd.Series, with_mean: bool = False) -> Cell:
     spread = f" ±{row['std']:.1f}" if row["n"] > 1 else ""
     count = f"{row['n']:.0f}/{row['planned']:.0f}" if row["n"] < row["planned"] else ""
     mean = f"mean {row['mean']:.1f}" if with_mean and row["n"] > 1 else ""
-    remarks = count, collapsed_text(int(row["collapsed"]), int(row["n"]))
+    remarks = count, collapsed_text(int(row["collapsed"]), int(row["planned"]))  # some may have no score
     return Value(row["median"], f"{row['median']:.1f}{spread}", remarks, mean, cell=cell_key(row))
 
 

@@ -68,7 +68,7 @@ def sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
         origins: As of `lora.report.rates.origins_of`: methods whose rates were not chosen alike are not compared.
     """
     lines = []
-    for (task, _), of_task in runs.dropna(subset="best").groupby(["task", "model"], sort=False):
+    for (task, _), of_task in runs.dropna(subset="device").groupby(["task", "model"], sort=False):
         sizes, metric = sorted(set(of_task["size"].tolist())), of_task["metric"].iloc[0]
         about = LOWER if metric.endswith(LOWER) else ""
         for label, of_method in of_task.groupby("label", sort=False) if len(sizes) > 1 else ():

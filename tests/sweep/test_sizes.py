@@ -168,6 +168,14 @@ def test_a_metric_of_which_less_is_better_is_named(asked, tmp_path):
     assert f"{LOWER}: 900 train rows instead of 450" in line
 
 
+def test_a_collapsed_run_without_a_score_is_named(asked, tmp_path):
+    populate(tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=56,null"], score)
+    runs = with_sizes(gather("own", asked[1:2]).runs)
+    lost = runs["seed"].eq(3) & runs["size"].eq(56)
+    (line,) = sentences(runs.assign(best=runs["best"].mask(lost), collapsed=lost.astype(float)), {})
+    assert "n = 4: " in line and line.endswith(" (1 of 10 runs collapsed)")
+
+
 def test_methods_that_were_not_tuned_alike_are_not_compared(asked, tmp_path):
     populate(tmp_path / "results", "own", [*asked, "method=lora"], score)
     task = select_runs("own", [*asked, "method=full", "seed=1"])[0].task.name
