@@ -34,9 +34,8 @@ def without(*programs: str) -> Callable[[], str | None]:
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# A file's tests stay together because they share fixtures; files keep conftest's order.
-BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
-IN_TWO, IN_THREE = ("-n", "2", *BY_FILE), ("-n", "3", *BY_FILE)  # on two cores, since tests wait for what they start
+# Two processes. A file's tests stay together because they share fixtures; files keep conftest's order.
+IN_TWO = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 # Two clusters, whose tests mostly wait.
 TWO_CLUSTERS = ("-n", "2", "--dist", "worksteal")
 MARKS = ("alone", "browser", 'cluster("slurm")', 'cluster("ray")')
@@ -50,8 +49,8 @@ def marked(*marks: str) -> list[str]:
 
 
 STAGES = (  # the first names no file, so ARGS can narrow it
-    Stage("unit", (*IN_THREE, *(f"--ignore={path}" for path in marked(*MARKS)))),
-    Stage("long", (*IN_TWO, *marked("alone"))),
+    Stage("unit", (*IN_TWO, *(f"--ignore={path}" for path in marked(*MARKS)))),
+    Stage("long", (*marked("alone"),)),
     Stage("report", (*marked("browser"),), without(*BROWSERS)),
     Stage("slurm", (*TWO_CLUSTERS, *marked('cluster("slurm")')), without("sbatch")),
     Stage("ray", (*marked('cluster("ray")'),), lambda: None if find_spec("ray") else "no ray"),

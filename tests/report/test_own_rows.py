@@ -188,37 +188,24 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys):
     of_task = pairs[pairs["Task"].str.startswith(task)]
     assert len(of_task) == 3 and not (of_task["... over both"] == "-").all()
 
-
-def test_tables_of_classes_say_of_which_runs_they_are(own, tmp_path, capsys):
-    """A selection shows the analysis of all runs, and a run that no launch ended with is not in it."""
-    path, where = write(tmp_path / "data", 80, 60), [f"runtime.results={tmp_path}/results"]
-    asked = [*own, f"task={path}", "train.epochs=1"]
-    assert main([*asked, "method=full", "seed=1,2"]) == 0
-    other = write_task(tmp_path / "data", "again")
-    assert main([*asked, f"task={other}", "method=lora", "seed=1"]) == 0
-
-    def shown(*words):
-        report = build("own", [*where, *words])
+    def classes(*words):
+        """The report, the number of runs by task in the table of classes, and its note."""
+        report = build("own", [f"runtime.results={results}", *words])
         (table,) = (table for table in report.tables if table.name == "classes_own")
-        return report, {row["Task"].partition("-")[0]: row["Runs"] for _, row in table.values.iterrows()}, table.notes
+        return report, {(row["Task"], row["Method"]): row["Runs"] for _, row in table.values.iterrows()}, table.notes
 
-    report, counts, notes = shown()
-    assert counts == {"moods": 2, "again": 1} and len(notes) == 1 and not report.problems
-    report, counts, notes = shown("seed=1", "method=full")
-    assert counts == {"moods": 2} and "all runs of a method in this folder" in notes[0]
-    assert not report.problems and main(["report", "own", *where]) == 0
-    single = [word for word in asked if word not in ("-m", "experiment=own_task")]
-    assert main([*single, "method=full", "seed=3"]) == 0
-    report, counts, notes = shown()
-    assert counts["moods"] == 2
+    report, counts, (note,) = classes("seed=1", "method=full")
+    assert set(counts.values()) == {3} and "all runs of a method in this folder" in note and not report.problems
+    single = [word for word in own if word not in ("-m", "experiment=own_task")]
+    assert main([*single, f"task={path}", "method=full", "seed=4"]) == 0
     capsys.readouterr()
-    assert main(["report", "own", *where]) == 1 and "lacks 1 of the runs of moods-" in capsys.readouterr().out
-    assert main(["analyse", "rows", "own", *where, f"task={path}", "seed=3"]) == 0
-    report, counts, notes = shown()
-    assert counts == {"moods": 3, "again": 1} and len(notes) == 1 and not report.problems
-    file = tmp_path / "results" / "analysis" / OWN_ROWS
-    content = read_object(file)
-    entries = [{key: value for key, value in entry.items() if key != "leaked"} for entry in content["entries"]]
-    file.write_bytes(analysis_json(content["made_from"], entries))
-    (problem,) = build("own", where).problems
+    assert main(["report", "own", f"runtime.results={results}"]) == 1
+    assert f"lacks 1 of the runs of {task}" in capsys.readouterr().out
+    assert main(["analyse", "rows", "own", f"runtime.results={results}", f"task={path}", "seed=3"]) == 0
+    report, counts, _ = classes()
+    assert counts[task, "Full fine-tuning"] == 4 and len(counts) == 4 and not report.problems
+    content = read_object(results / "analysis" / OWN_ROWS)
+    older = [{key: value for key, value in entry.items() if key != "leaked"} for entry in content["entries"]]
+    (results / "analysis" / OWN_ROWS).write_bytes(analysis_json(content["made_from"], older))
+    (problem,) = build("own", [f"runtime.results={results}"]).problems
     assert "was made by an older version: rebuild it" in problem
