@@ -5,7 +5,7 @@ Tables and figures are rebuilt from these files, without GLUE or the adapters.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -63,14 +63,16 @@ def comparison_key(pairs: Iterable[Sequence[str]], score: str) -> Compared:
     return frozenset(map(tuple, pairs)), score
 
 
-def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
+def read_analyses(folder: Path, records: Mapping[str, RunRecord], command: Callable[[str], str]) -> Analyses:
     """Read the analyses that exist. A file made from other records is excluded and reported in `problems`.
 
+    Args:
+        command: From a command's name to what is typed (`lora.report.gather.Gathered.command`).
     Raises: UserError: If a file is not an analysis.
     """
     problems: list[str] = []
     current: dict[str, Any] = {}
-    for file, (of_record, command, key) in ANALYSIS_FILES.items():
+    for file, (of_record, name, key) in ANALYSIS_FILES.items():
         if not (folder / file).exists():
             continue
         content = read_object(folder / file)
@@ -81,7 +83,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord]) -> Analyses:
         older = any(key not in entry for entry in content["entries"])
         if stale or older:
             origin = f"from another training of {', '.join(stale[:3])}" if stale else "by an older version"
-            problems.append(f"analysis/{file} was made {origin}: rebuild it with python -m lora {command}")
+            problems.append(f"analysis/{file} was made {origin}: rebuild it with {command(name)}")
         else:
             current[file] = content["entries"]
     examples = {comparison_key(entry["pairs"], entry["score"]): entry for entry in current.get(EXAMPLES, ())}

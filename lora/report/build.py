@@ -91,12 +91,12 @@ class Report:
 def read_more(gathered: Gathered) -> tuple[pd.DataFrame, Analyses]:
     """The curves of its records, and the analyses that were made from them."""
     curves = load_curves(list(gathered.state.ok.values()))
-    analyses, older = read_analyses(gathered.folder / "analysis", gathered.every_ok), []
+    analyses, older = read_analyses(gathered.folder / "analysis", gathered.every_ok, gathered.command), []
     if all(word.startswith((*PLACES, "task=")) for word in gathered.overrides):  # else a table lacks runs itself
         for task, entry in analyses.own_rows.items():
             if count := len(lacking(entry, gathered.own_runs)):
                 what = f"analysis/{OWN_ROWS} lacks {count} of the runs of {task}"
-                older.append(f"{what}: rebuild it with python -m lora analyse rows")
+                older.append(f"{what}: rebuild it with {gathered.command('analyse rows')}")
     return curves, replace(analyses, problems=(*analyses.problems, *older))
 
 

@@ -93,7 +93,7 @@ class Gathered:
         """A command about these runs, as it works when typed here."""
         python = "python" if self.is_reference else sys.executable
         unknown = any(self.tasks[task].is_definition_only for task in self.runs["task"].unique())
-        needs_rows = name == "analyse intervals" and unknown and place(self.overrides, "task") is None
+        needs_rows = name in ("analyse intervals", "analyse rows") and unknown and place(self.overrides, "task") is None
         words = [*name.split(), self.name, *self.overrides, *(["task=FILE"] if needs_rows else [])]
         return shlex.join([python, "-m", "lora", *words])
 

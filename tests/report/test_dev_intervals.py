@@ -163,7 +163,7 @@ def test_methods_are_compared_and_the_tables_show_it_unless_the_predictions_are_
 def test_a_broken_analysis_is_refused(tmp_path, content):
     (tmp_path / EXAMPLES).write_text(content)
     with pytest.raises(UserError, match=r"examples.json (is not readable JSON|must hold a JSON object)"):
-        read_analyses(tmp_path, {})
+        read_analyses(tmp_path, {}, "python -m lora {}".format)
 
 
 def test_the_hash_of_the_predictions_is_checked(predicted_runs):

@@ -108,13 +108,13 @@ def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
     records = {saved.record.run_id: saved.record for saved in trained.values()}
     path = tmp_path / SUBSPACES
     path.write_bytes(analysis_json({run_id: records[run_id].adapter for run_id in used}, cases))
-    kept = read_analyses(tmp_path, records)
+    kept = read_analyses(tmp_path, records, "python -m lora {}".format)
     assert list(kept.subspaces) == cases and not kept.problems
     shown = table7("small", kept.subspaces)
     assert shown.title.startswith("Table 7:") and len(shown.cells) == 4 + 2  # the paper's
     assert {name: len(figure["panels"]) for name, figure in shown.figures.items()} == {"figure3": 4, "figure4": 3}
     other = {run_id: dataclasses.replace(record, adapter="0" * 64) for run_id, record in records.items()}
-    assert "python -m lora analyse subspaces" in read_analyses(tmp_path, other).problems[0]
+    assert "python -m lora analyse subspaces" in read_analyses(tmp_path, other, "python -m lora {}".format).problems[0]
 
 
 def test_the_base_is_the_pretrained_one(trained):

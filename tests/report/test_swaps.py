@@ -41,8 +41,8 @@ def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
     assert [(case["trials"], case["failures"]) for case in cases] == [(CYCLES, 0)] * 3
     assert [case["label"].rpartition(" ")[2] for case in cases] == ["fp32", "bf16", "fp16"]
     (tmp_path / SWAP).write_bytes(analysis_json({run_id: record.adapter for run_id, record in records.items()}, cases))
-    assert list(read_analyses(tmp_path, records).checks["swap"]) == cases
-    assert "python -m lora analyse swaps" in read_analyses(tmp_path, {}).problems[0]
+    assert list(read_analyses(tmp_path, records, "python -m lora {}".format).checks["swap"]) == cases
+    assert "python -m lora analyse swaps" in read_analyses(tmp_path, {}, "python -m lora {}".format).problems[0]
 
 
 def test_what_subtraction_leaves_is_that_of_numpys_sums(trained):
