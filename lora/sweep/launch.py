@@ -150,8 +150,10 @@ def own_facts(runs: Iterable[PlannedRun]) -> list[str]:
     lines = []
     for run in tasks.values():
         rows = read_for_run(run.task, run.config.rows, run.config.train.selection)
-        lines += [f"  data:    {line}" for line in facts_text(facts(run.task, *rows))]
-    return lines
+        lines += facts_text(facts(run.task, *rows))
+        if run.task.test_splits and "test" not in rows[1]:
+            lines.append(f"the test rows have no labels in column {run.task.own.label}, and are not scored")
+    return [f"  data:    {line}" for line in lines]
 
 
 def train_missing(

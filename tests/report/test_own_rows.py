@@ -176,8 +176,10 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys):
     assert len(listed) == 0 or wrong
     assert not any(text in out for text in listed["text"]), "texts are on the page alone"
     assert report.figures[f"confusion_{task}_own"]["panels"][0]["x_names"] == [*report.gathered.tasks[task].labels]
-    second = write_task(tmp_path / "data", "again")
+    write_csv(tmp_path / "data" / "other.csv", learnable(5, 3), ("text", "Mood"))
+    second = write_task(tmp_path / "data", "again", test="other.csv")
     assert main([*own, f"task={second}", "method=lora", "seed=1,2,3"]) == 0
+    assert "data:    the test rows have no labels in column mood, and are not scored" in capsys.readouterr().out
     assert main([*own, f"task={path}", "method=bitfit", "seed=1,2,3"]) == 0
     both = build("own", [f"runtime.results={results}"])
     assert {task, *both.gathered.runs["task"]} == {*both.analyses.own_rows} and len(both.analyses.own_rows) == 2
