@@ -43,16 +43,16 @@ def log_report(report: Report, runtime: RuntimeConfig) -> None:
 def latex(values: pd.DataFrame, cells: pd.DataFrame) -> str:
     r"""Methods by tasks for the package booktabs: median $\pm$ standard deviation over seeds.
 
-    Bold: the best median of a task, and those that are worse by at most its standard deviation.
+    Bold: an encoder's best median of a task, and those that are worse by at most its standard deviation.
 
     Args:
         values: Those of the table of methods.
         cells: `lora.report.runs.summarise` of its runs.
     """
-    cells = cells.assign(higher=cells["median"] * cells["metric"].map(better)).dropna(subset="higher")
-    best = cells.sort_values("higher").drop_duplicates("task", keep="last").set_index("task")
-    floors = cells["task"].map(best["higher"] - best["std"].fillna(0))
-    bold = {cell_key(cell) for cell in cells[cells["higher"] >= floors].to_dict("records")}
+    cells, keys = cells.assign(higher=cells["median"] * cells["metric"].map(better)), ["model", "task"]
+    best = cells.sort_values("higher", na_position="first").drop_duplicates(keys, keep="last")
+    cells = cells.merge(best.assign(floor=best["higher"] - best["std"].fillna(0))[[*keys, "floor"]], on=keys)
+    bold = {cell_key(cell) for cell in cells[cells["higher"] >= cells["floor"]].to_dict("records")}
     lines = values.drop(columns="Head").map(lambda cell: cell_latex(cell, bold)).rename(columns=escape)
     return lines.to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines.columns) - 1))
 

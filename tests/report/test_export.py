@@ -45,6 +45,8 @@ def test_characters_of_latex_are_escaped_and_what_was_not_trained_is_a_dash():
     lower = cells.assign(median=-cells["median"], metric=cells["metric"] + LOWER)
     texts = latex(table2(lower), lower).replace("-", ""), latex(table2(cells), cells)
     assert len({(*re.findall(r"\\mathbf\{[\d.]+\}", one),) for one in texts}) == 1 and r"\mathbf" in texts[0]
+    larger = pd.concat([cells, cells.assign(model="larger", median=cells["median"] + 50)])
+    assert latex(table2(larger), larger).count(r"\mathbf") == 2 * texts[1].count(r"\mathbf"), "for each encoder"
     (full,) = [line for line in text.splitlines() if line.startswith("Full fine-tuning")]
     assert re.search(r"& -- & .* & -- \\\\$", full)
 
