@@ -128,10 +128,8 @@ def paper_cells(paper: pd.DataFrame | None) -> Paper:
 def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 6: tasks and target sets by ranks with what a doubling adds, and the published cells in rows below ours."""
     summary = summary.assign(lora=summary["label"].map(targets_and_ranks(runs)))
-    ranks, sets = (
-        sorted({rank for _, rank in summary["lora"]}),
-        list(dict.fromkeys(name for name, _ in summary["lora"])),
-    )
+    ranks = sorted({rank for _, rank in summary["lora"]})
+    sets = list(dict.fromkeys(name for name, _ in summary["lora"]))
     texts: dict[str, dict[tuple[str, int], Cell]] = {}
     for task, label in task_labels(summary).items():
         rows = summary[summary["task"] == task].iterrows()
