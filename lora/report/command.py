@@ -61,8 +61,8 @@ def pages(report: Report) -> dict[Path, str]:
 def tables_block(report: Report, experiment: Experiment) -> str:
     """The tables on the page of an experiment that have trained runs, and how many of its runs are trained."""
     begun = {"", *report.gathered.runs.dropna(subset="device")["experiment"]}
-    tables = [table for table in report.tables if table.name.removesuffix("_part") in experiment.tables]
-    tables = [table for table in tables if table.experiment in begun]
+    shown = [table for table in report.tables if table.experiment in begun]
+    tables = [table for table in shown if table.name.removesuffix("_part") in experiment.tables]
     texts = [f"**{table.title}**\n\n{table.untitled()}" for table in tables]
     if len(tables) == 1:
         texts = [tables[0].untitled()]

@@ -32,7 +32,7 @@ def selected_by_hand(runs, values):
         if all(str(getattr(run.config if key == "task" else run, key)) in allowed for key, allowed in values.items())
     ]
     if "start" not in values:
-        chosen = [run for run in chosen if run.start == "pretrained"]
+        chosen = [run for run in chosen if run.start == "pretrained" or run.model != "minilm"]
     return ids(chosen) | {run.parent for run in chosen if run.parent}
 
 
@@ -44,6 +44,7 @@ def selected_by_hand(runs, values):
         ("long", ["task=rte", "method=lora", "seed=6"]),
         ("long", ["task=rte", "start=mnli"]),
         ("decide", ["seed=11"]),
+        ("paper", ["model=roberta_base", "task=rte,cola", "seed=1"]),
     ],
 )
 def test_values_select_from_all_runs_of_the_profile(profile, overrides):
