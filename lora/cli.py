@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lora.config.compose import with_profile
 
             parsed.overrides = with_profile(parsed.overrides)
-        return (command.main(parsed) if name else train(parsed)) or 0
+        return (command.main(parsed) if name else run_settings(parsed)) or 0
     except UserError as error:
         code, message = 2, f"error: {error}"
     except UnfinishedError as error:
@@ -115,7 +115,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--cfg", choices=["job"], help="print all settings instead")
 
 
-def train(given: argparse.Namespace) -> int:
+def run_settings(given: argparse.Namespace) -> int:
     """Exit codes: 0 done, 1 runs failed or are missing, 2 a mistake in the command, 130 interrupted."""
     from lora.training.processes import InterruptedRunError, world_size
 

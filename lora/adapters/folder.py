@@ -133,7 +133,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         finite.
     """
     folder = at_home(folder)
-    description = describe(folder)
+    description = read_description(folder)
     contents, path = description.contents, inside(folder, ADAPTER)
     tensors, content = read_tensors(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -164,7 +164,7 @@ def recorded_adapter(record: RunRecord, outputs: str | Path) -> Adapter:
     return adapter
 
 
-def describe(folder: Path) -> Description:
+def read_description(folder: Path) -> Description:
     """Read `adapter.json`. Raises: UserError: If it is missing, in another format, or has any wrong value."""
     path = inside(folder, DESCRIPTION)
     content = read_object(path)

@@ -14,7 +14,7 @@ from lora.methods.configs import LoraConfig
 from lora.models.modules import lasting
 
 LORALIB_TENSORS = {"lora_A": "lora_a", "lora_B": "lora_b"}
-UNREADABLE = (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, AttributeError)
+PICKLE_ERRORS = (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, AttributeError)
 
 
 def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
@@ -56,7 +56,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read name -> tensor. Raises: UserError: If that is impossible without executing anything in the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except PICKLE_ERRORS as error:
         raise UserError(
             f"{path} cannot be read as a file of tensors, and nothing else in a pickle is executed: {first_line(error)}"
         ) from error

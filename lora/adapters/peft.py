@@ -41,7 +41,7 @@ PROBLEMS = {True: "single_label_classification", False: "regression"}  # by whet
 PEFT_TENSORS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "lora_m"}
 # Settings that only say how an adapter was made or found. Any other that is not in `Settings` must be off, because it
 # would change what the adapter computes, and so would an init outside INITS, which changes the pretrained weights.
-IGNORED = (
+DESCRIPTIVE = (
     "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
     "exclude_modules init_lora_weights layers_to_transform layers_pattern megatron_core qalora_group_size eva_config "
     "ensure_weight_tying"
@@ -93,7 +93,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         settings, tensors = peft_settings(method), adapter.weights
     place, revision = locate_base(adapter, base)
     if base is not None and Path(place).is_dir():
-        check_folder(place, adapter)
+        check_base_folder(place, adapter)
     labelled = labelled_base(Path(place), adapter) if saved and Path(place).is_dir() else {}
     config = settings | {
         "task_type": "SEQ_CLS" if saved else None,
@@ -107,7 +107,7 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
     write_folder(Path(out), labelled | {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: weights})
 
 
-def check_folder(place: str, adapter: Adapter) -> None:
+def check_base_folder(place: str, adapter: Adapter) -> None:
     """Raises: UserError: If the folder holds no base that PEFT can load with the adapter's head, or another one."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # a head that is not loaded is no news here
@@ -231,7 +231,7 @@ def from_peft(folder: str | Path) -> Adapter:
             f"{folder} has adapter_model.bin, a pickle, which is not read; PEFT saves safetensors by default"
         )
     try:
-        settings = read_settings(folder)
+        settings = read_peft_settings(folder)
         tensors, _ = read_tensors(inside(folder, WEIGHTS))
         weights, head = split(tensors, settings.modules_to_save or (), folder / WEIGHTS)
         return Adapter(method_of(settings, weights, folder / CONFIG), weights, head)
@@ -239,14 +239,14 @@ def from_peft(folder: str | Path) -> Adapter:
         raise UserError(f"{folder / CONFIG}: {'; '.join(error.problems)}") from error
 
 
-def read_settings(folder: Path) -> Settings:
+def read_peft_settings(folder: Path) -> Settings:
     """Read PEFT's settings. Raises: SettingsError, UserError: If a type is wrong, or one is on but not supported."""
     path = inside(folder, CONFIG)
     config = read_object(path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type must be LORA, got {config.get('peft_type')!r}")
     read = {field.name for field in dataclasses.fields(Settings)}
-    on = [f"{key}={value!r}" for key, value in config.items() if key not in {*IGNORED, *read} and value not in OFF]
+    on = [f"{key}={value!r}" for key, value in config.items() if key not in {*DESCRIPTIVE, *read} and value not in OFF]
     if config.get("init_lora_weights", True) not in INITS:
         on.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base")
     if on:

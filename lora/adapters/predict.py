@@ -31,7 +31,7 @@ from lora.config.run import ModelConfig
 from lora.data.batching import Encoded, collate, encode, evaluation_batches, to_device
 from lora.data.own_task import check_words
 from lora.data.read import Rows, choose_rows, read
-from lora.data.tables import Table, is_empty, read_table
+from lora.data.tables import InputTable, is_empty, read_table
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, listed
 from lora.files import ROOT, at_home, write_atomically
@@ -99,7 +99,7 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
         raise UserError(f"the adapter has {outputs} outputs, and {task.name} needs {labels}")
 
 
-def predict(
+def predict_rows(
     encoder: Encoder, rows: Rows, task: Task, max_length: int | None, batch: int, device: torch.device
 ) -> np.ndarray:
     """The float32 logits of the rows, (rows, labels). Rows that are cut are named on stderr."""
@@ -134,7 +134,7 @@ def output_columns(logits: np.ndarray, task: Task, origin: Origin) -> dict[str, 
     return {"prediction": [task.labels[index] for index in logits.argmax(1)], **probabilities}
 
 
-def as_table(table: Table, new: dict[str, list[str]], rows: list[int], output: Path) -> bytes:
+def as_table(table: InputTable, new: dict[str, list[str]], rows: list[int], output: Path) -> bytes:
     """The output's content: the columns of the input, and new ones, which have values in some rows."""
 
     def text(cell: Any) -> Any:
@@ -181,7 +181,7 @@ def main(given: argparse.Namespace) -> None:
     adapter = read_adapter(place)
     task = task_of(adapter, place)
     rows: dict[Path, Rows] = {}  # of each output
-    table, places = Table(place, {}), [0]
+    table, places = InputTable(place, {}), [0]
     if given.glue_submission:
         if task.tsv is None:
             raise UserError(f"a submission has one file for each test set of GLUE, and {task.name} is no GLUE task")
@@ -207,7 +207,7 @@ def main(given: argparse.Namespace) -> None:
     put_on(encoder, adapter, task)
     files = {}
     for path, of_path in rows.items():
-        logits = predict(encoder, of_path, task, adapter.origin.max_length, given.batch, device)
+        logits = predict_rows(encoder, of_path, task, adapter.origin.max_length, given.batch, device)
         new = output_columns(logits, task, adapter.origin)
         files[path] = as_submission(logits, task) if given.glue_submission else as_table(table, new, places, path)
     for path, content in files.items():

@@ -78,10 +78,10 @@ def read_overrides(overrides: Sequence[str]) -> list[str]:
 
     Raises: UserError: If one is no override, adds or removes a setting, or gives a group anything but an option's name.
     """
-    return [*map(_read, overrides)]
+    return [*map(_read_override, overrides)]
 
 
-def _read(override: str) -> str:
+def _read_override(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         meant = f"; write profile={key}" if key in describe_group("profile") else ""

@@ -33,11 +33,11 @@ def locate(config: ModelConfig) -> tuple[str, dict[str, Any]]:
             "model=local needs model.path, a folder with config.json, model.safetensors and a tokenizer (MODEL_DIR=)"
         )
     folder = model_folder(config.name) if config.source == "embedded" else at_home(config.path)
-    check_folder(folder)
+    check_encoder_folder(folder)
     return str(folder), {"local_files_only": True}
 
 
-def check_folder(folder: Path) -> None:
+def check_encoder_folder(folder: Path) -> None:
     """Check an encoder's folder. Raises: UserError: If it has no config.json, no safetensors or no tokenizer."""
     if not os.path.isfile(folder / "config.json"):  # False where pathlib raises, as for a name that is too long
         wrong = (
@@ -81,7 +81,7 @@ def longest_input(settings: Mapping[str, Any]) -> int:
 def local_name(path: str) -> str:
     """The name of a local encoder in run ids and tables: its folder's name and six digits of its hash."""
     folder = at_home(path)
-    check_folder(folder)
+    check_encoder_folder(folder)
     kept = re.sub(r"[^A-Za-z0-9]+", "_", folder.resolve().name).strip("_")[:NAME_LENGTH] or "encoder"
     return f"{kept}-{hash_weights(str(folder))[:6]}"
 

@@ -23,7 +23,7 @@ import yaml
 
 from lora.checks import SettingsError, build
 from lora.config.rates import TUNING
-from lora.config.run import PlannedRun, RunConfig, RuntimeConfig, run_config
+from lora.config.run import EPOCHS, LENGTH, PlannedRun, RunConfig, RuntimeConfig, run_config
 from lora.config.select import parse_words, place
 from lora.data.own_task import Kept, kept_facts, kept_tasks, make_task
 from lora.data.tasks import TASKS, Task
@@ -31,7 +31,7 @@ from lora.errors import UserError, first_line
 from lora.files import ROOT, cached_by_file, exclusive, outputs_of, read_object, write_changed
 from lora.records.record import RunRecord, load_records
 
-SCHEMA = 1
+PLAN_SCHEMA = 1
 PLAN_FILE, LAUNCH, LOCK = "plan.json", "launch.json", "plan.lock"
 ADHOC, OWN_TASK = "adhoc", "own_task"  # in place of an experiment: a grid of the command's own; a user's task
 COMPARING = ("glue_table2", OWN_TASK)  # the experiments that compare methods
@@ -109,16 +109,16 @@ def read_plan(results: str | Path) -> Plan:
     """
     folder = Path(results)
     try:
-        return _read(folder / PLAN_FILE)
+        return _read_plan(folder / PLAN_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return plan_of_records(folder)
 
 
 @cached_by_file
-def _read(path: Path) -> Plan:
+def _read_plan(path: Path) -> Plan:
     content = read_object(path)
-    if content.get("schema") != SCHEMA:
-        raise UserError(f"{path} has schema {content.get('schema')!r}, and this version reads schema {SCHEMA}")
+    if content.get("schema") != PLAN_SCHEMA:
+        raise UserError(f"{path} has schema {content.get('schema')!r}, and this version reads schema {PLAN_SCHEMA}")
     try:
         stored = build(Stored, content)
     except SettingsError as error:
@@ -209,7 +209,7 @@ def run_of(record: RunRecord, tasks: Mapping[str, Task]) -> PlannedRun | str:
     experiment = config.runtime.group if config.runtime.group in experiments() else usual
     method = (config.runtime.rate_name or config.method.name).partition(" ")[0]
     options = {"method": method, "model": config.model.name, "protocol": config.protocol}
-    stated = {"train.epochs": config.train.epochs, "data.max_length": config.data.max_length}  # as far as is known
+    stated = {EPOCHS: config.train.epochs, LENGTH: config.data.max_length}  # as far as is known
     return PlannedRun(config, task, (str(experiment),), options, stated)
 
 
@@ -269,17 +269,17 @@ def add_to_plan(results: str | Path, asked: Iterable[PlannedRun]) -> Plan:
 def question(run: PlannedRun) -> str:
     """What a run was asked for: everything but what conf/, tuned rates and the machine add, and the epochs that follow
     from a number of train rows."""
-    stated = {key: value for key, value in run.stated.items() if key != "train.epochs" or ROWS not in run.experiments}
+    stated = {key: value for key, value in run.stated.items() if key != EPOCHS or ROWS not in run.experiments}
     asked = (run.model, dict(run.options), stated, run.task.name, run.start, run.seed)
     return json.dumps((*asked, run.config.data.train_rows), sort_keys=True)
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
     """Write a plan, if it differs from the file's. The caller holds its lock."""
-    write_changed(folder / PLAN_FILE, to_json(plan))
+    write_changed(folder / PLAN_FILE, plan_json(plan))
 
 
-def to_json(plan: Plan) -> bytes:
+def plan_json(plan: Plan) -> bytes:
     groups, entries, tasks = {}, {}, {}
     for run_id, run in plan.runs.items():
         settings = dataclasses.asdict(run.config)
@@ -294,7 +294,7 @@ def to_json(plan: Plan) -> bytes:
         entries[run_id] = {key: value for key, value in entry.items() if value is not None and value is not False}
         if run.task.own is not None:
             tasks[run.task.name] = kept_facts(run.task)
-    content = {"schema": SCHEMA, "groups": groups, "runs": entries, "tasks": tasks}
+    content = {"schema": PLAN_SCHEMA, "groups": groups, "runs": entries, "tasks": tasks}
     content["choices"] = [dataclasses.asdict(choice) for choice in plan.choices]
     return f"{json.dumps(content, sort_keys=True, indent=0, ensure_ascii=False, allow_nan=False)}\n".encode()
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lora.checks import SettingsError, build
-from lora.config.run import PlannedRun
+from lora.config.run import SIZE, PlannedRun
 from lora.errors import UserError, first_line
 from lora.files import REFERENCE, RESULTS, cached_by_file, exclusive, write_atomically
 
@@ -23,10 +23,10 @@ OTHER_METHOD = (  # settings that make another method, with a rate of its own; t
     *("method.type", "method.dora", "method.frozen_a", "method.init_a", "method.scaling", "train.lora_plus"),
 )
 MAY_DIFFER = (  # settings of the sections data and train in which the tunings of two methods need not be alike
-    *("train.lr", "data.train_rows", "train.lora_plus"),  # which name the rate
+    *("train.lr", SIZE, "train.lora_plus"),  # which name the rate
     *("train.precision", "train.kernels", "train.accumulation", "train.eval_batch"),
 )
-HEAD = """# Learning rates chosen by `python -m lora tune`. Runs of this profile take them instead of those in
+PREAMBLE = """# Learning rates chosen by `python -m lora tune`. Runs of this profile take them instead of those in
 # conf/hparams, unless rates=null or train.lr=VALUE is given. To go back for good, remove an entry or the file.
 # `tried`: rate -> mean over `seeds` of the best epoch's score on the dev split.
 """
@@ -130,7 +130,7 @@ def read_rates(setting: Any) -> tuple[Rate, ...]:
     """
     path = rates_path(setting)
     try:
-        return _read(path) if path is not None else ()
+        return _read_rates(path) if path is not None else ()
     except (FileNotFoundError, NotADirectoryError):
         return ()
     except SettingsError as error:
@@ -141,7 +141,7 @@ def read_rates(setting: Any) -> tuple[Rate, ...]:
 
 
 @cached_by_file
-def _read(path: Path) -> tuple[Rate, ...]:
+def _read_rates(path: Path) -> tuple[Rate, ...]:
     rates = [build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"]]
     return tuple({(*rate.key, rate.train_rows): rate for rate in rates}.values())
 
@@ -153,4 +153,4 @@ def write_rates(path: Path, new: Iterable[Rate]) -> None:
         entries = [asdict(kept[key]) | {"seeds": list(kept[key].seeds)} for key in sorted(kept)]
         entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
         text = yaml.safe_dump({"rates": entries}, sort_keys=False, default_flow_style=None, width=120)
-        write_atomically(path, (HEAD + text).encode())
+        write_atomically(path, (PREAMBLE + text).encode())

@@ -29,6 +29,7 @@ NAMED = {
     "method": "name targets rank alpha ranks alpha_at_rank dropout init_a init_std scaling "
     "bottleneck activation init_truncated layer_norms drop_layers type options decay",
 }
+EPOCHS, LENGTH, SIZE, DRAW = "train.epochs", "data.max_length", "data.train_rows", "data.train_draw"  # keys of settings
 # Paths, memory and machine, in the sections that do not name them above: they name no run.
 UNNAMED = ("path", "source", "revision", "gradient_checkpointing", "accumulation", "eval_batch")
 
@@ -310,12 +311,12 @@ def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
         if config.data.train_draw == "seed":
             least, whole, asked = max(2, len(task.labels)), task.official_rows[task.train_split], config.data.train_rows
             rule = f"from {least}, a row for each class, to {whole - 1}, fewer than all, with train_draw=seed"
-            problems.check(least <= asked < whole, "data.train_rows", rule, asked)
+            problems.check(least <= asked < whole, SIZE, rule, asked)
         if config.train.selection == "train_rows":
             part, whole = config.data.train_rows, task.official_rows[task.train_split]
             rule = f"at most half of {whole} with train.selection=train_rows, since as many choose the epoch"
-            problems.check(part is not None and 2 * part <= whole, "data.train_rows", rule, part)
-            problems.check(config.data.train_draw == "seed", "data.train_draw", "seed with it", config.data.train_draw)
+            problems.check(part is not None and 2 * part <= whole, SIZE, rule, part)
+            problems.check(config.data.train_draw == "seed", DRAW, "seed with it", config.data.train_draw)
     except SettingsError as error:
         problems += error.problems
     problems.done()

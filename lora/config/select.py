@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lora.config.run import PlannedRun
+from lora.config.run import SIZE, PlannedRun
 from lora.data.own_task import definition_name, task_file
 from lora.errors import UserError
 
@@ -112,7 +112,7 @@ def setting_values(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list
             return []
     if key == "method":
         return [run.options.get(key, value.name)]  # dora and pissa are options of their own
-    if key == "data.train_rows":
+    if key == SIZE:
         return [value, run.train_rows]  # null on all rows, whose number is asked for too
     if key == "model":
         return [value.name, run.options.get(key), value.source]  # model=local: its source

@@ -17,8 +17,8 @@ from lora.files import REFERENCE, RESULTS, ROOT
 from lora.records.provenance import BF16_FLAGS, cores, cpu_fields, cpu_flags, cpu_kind
 
 IDLE_CORES = 0.1  # ours: cores busy with other processes; a higher load shows in the timings
-SAMPLE_SECONDS = 2.0
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
+LOAD_SECONDS = 2.0
+MEASURED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numba", "numpy", "safetensors")
 COMMITTED = RESULTS / REFERENCE
 
 
@@ -31,7 +31,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def describe() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     return {
         "cpu": cpu_fields().get("model name", platform.processor() or platform.machine()),
         "cores": cores(),
@@ -42,15 +42,15 @@ def describe() -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """The versions of Python and of the installed ones of `PACKAGES`."""
+    """The versions of Python and of the installed ones of `MEASURED_PACKAGES`."""
     installed = {}
-    for name in PACKAGES:
+    for name in MEASURED_PACKAGES:
         with suppress(PackageNotFoundError):  # peft is an extra
             installed[name] = version(name)
     return {"python": platform.python_version(), "packages": installed}
 
 
-def busy_cores(seconds: float = SAMPLE_SECONDS) -> float:
+def busy_cores(seconds: float = LOAD_SECONDS) -> float:
     """Average number of cores that all processes keep busy while this one sleeps for `seconds`."""
     return round(psutil.cpu_percent(seconds) / 100 * (os.cpu_count() or 1), 3)
 

@@ -135,7 +135,7 @@ def serving_model(config: RunConfig, merged: bool) -> nn.Module:
 
 
 @torch.inference_mode()
-def serve(model: nn.Module, batch: Batch) -> Float[Tensor, "batch classes"]:
+def serve_batch(model: nn.Module, batch: Batch) -> Float[Tensor, "batch classes"]:
     return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
 
@@ -248,7 +248,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
             raise UserError("a process that measures was killed, probably because memory ran out") from error
 
 
-def peak_mib(run: RunConfig, shape: str, threads: int) -> float | None:
+def training_peak_mib(run: RunConfig, shape: str, threads: int) -> float | None:
     """The peak memory of this process while it trains, without that of loading the encoder.
 
     `getrusage` is unsuitable: its maximum starts at the memory that the parent process had when it started this one.

@@ -139,22 +139,22 @@ PAIR_WORDS = 40  # at most, for the whole pair; keeps two thirds of the pairs, w
 DEV_SENTENCES = 450  # leaves at least 359 dev rows in each task; evaluating 900 took a third of a LoRA run of mini
 CLEAR_RATING = 0.5  # sentences between -0.5 and 0.5 are neither negative nor positive
 DEV_SHARE = 0.32  # dev's share of questions and of clauses: dev gets about 0.1 of all pairs, and train 0.47
-SWAPS = 2  # per scrambled sentence
-Rows = dict[str, dict[str, list]]  # split -> column -> values
+SWAPS_A_SENTENCE = 2  # per scrambled sentence
+SplitRows = dict[str, dict[str, list]]  # split -> column -> values
 
 
 @functools.cache
-def embedded_rows(task: str) -> Rows:
+def embedded_rows(task: str) -> SplitRows:
     """The columns of both splits of a task, `label` included. Raises: UserError: If the texts were not fetched."""
     names: tuple[str, ...] = ("sentence", "label")
-    rows = sentences()
+    rows = review_sentences()
     if task == "clauses":
         names, rows = ("question", "clause", "label"), clauses()
     elif task == "scrambled":
         rows = scrambled()
     elif task == "reviews":
         rows = [(text, int(mean > 0), dev) for text, mean, dev in rows if abs(mean) >= CLEAR_RATING]
-    columns: Rows = {split: {name: [] for name in names} for split in ("train", "validation")}
+    columns: SplitRows = {split: {name: [] for name in names} for split in ("train", "validation")}
     for *values, for_dev in rows:
         for name, value in zip(names, values, strict=True):
             columns["validation" if for_dev else "train"][name].append(value)
@@ -165,7 +165,7 @@ def scrambled() -> list[tuple]:
     """Each sentence once, half of them scrambled. A sentence that cannot be scrambled is not used."""
     rows = []
     for wanted in (False, True):
-        pairs = [(text, scramble(text)) for text, _, dev in sentences() if dev == wanted]
+        pairs = [(text, scramble(text)) for text, _, dev in review_sentences() if dev == wanted]
         pairs = [(text, other) for text, other in pairs if other is not None]
         intact = set(shuffled(len(pairs), "scrambled", "dev" if wanted else "train")[: len(pairs) // 2].tolist())
         rows += [(text if i in intact else other, int(i in intact), wanted) for i, (text, other) in enumerate(pairs)]
@@ -173,7 +173,7 @@ def scrambled() -> list[tuple]:
 
 
 def scramble(text: str) -> str | None:
-    """Swap a word with its right neighbour at `SWAPS` places, drawn from a generator named by the text.
+    """Swap a word with its right neighbour at `SWAPS_A_SENTENCE` places, drawn from a generator named by the text.
 
     Only bare words move, so that no full stop or comma ends up inside a sentence. The first word stays, because its
     capital letter would give the swap away. Places do not overlap, and two equal neighbours are not a place.
@@ -189,7 +189,7 @@ def scramble(text: str) -> str | None:
         if taken.isdisjoint({place, place + 1}):
             taken |= {place, place + 1}
             words[place], words[place + 1] = words[place + 1], words[place]
-            if len(taken) == 2 * SWAPS:
+            if len(taken) == 2 * SWAPS_A_SENTENCE:
                 return " ".join(words)
     return None
 
@@ -217,7 +217,7 @@ def dev_group(texts: Sequence[str], name: str) -> set[str]:
 
 
 @functools.cache
-def sentences() -> list[tuple]:
+def review_sentences() -> list[tuple]:
     """Every short review sentence once: text, mean rating, and whether it belongs to dev.
 
     Of sentences with equal plain texts, only the first is kept.

@@ -8,7 +8,7 @@ from lora.data.read import TaskData
 from lora.data.tasks import Task
 
 BETWEEN = " | "  # the two texts of a pair
-NAMED = 5  # rows that are named
+NAMED_ROWS = 5  # rows that are named
 
 
 def texts_of(task: Task, data: TaskData, split: str) -> list[str]:
@@ -47,7 +47,7 @@ def facts_text(about: Mapping[str, Any]) -> list[str]:
         other = f", {about['relabelled']:,} of them with another label" if about["relabelled"] else ""
         lines.append(f"{repeated:,} train rows ({repeated / about['rows'][0]:.0%}) repeat an earlier row's text{other}")
     for split, shared in about["leaked"].items():
-        rows = ", ".join(map(str, shared[:NAMED])) + ", ..." * (len(shared) > NAMED)
+        rows = ", ".join(map(str, shared[:NAMED_ROWS])) + ", ..." * (len(shared) > NAMED_ROWS)
         if shared:
             lines.append(
                 f"{len(shared):,} {split} rows have a text that is in train, which flatters every score: {rows}"

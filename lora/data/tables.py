@@ -19,7 +19,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Table:
+class InputTable:
     """A table.
 
     Args:
@@ -58,7 +58,7 @@ def is_empty(text: Any) -> bool:
     return text is None or (isinstance(text, str) and all(c.isspace() or category(c) in INVISIBLE for c in text))
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> InputTable:
     """Read a file in the format of its extension.
 
     CSV and TSV have a header; TSV has no quoting, as in GLUE. JSON lines has one object per line.
@@ -74,7 +74,7 @@ def read_table(path: Path) -> Table:
         names, columns = reader(path)
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"the column {twice[0]!r} occurs {names.count(twice[0])} times")
-        return Table(path, dict(zip(names, columns, strict=True)))
+        return InputTable(path, dict(zip(names, columns, strict=True)))
     except UnicodeDecodeError as error:
         text = path.read_text("utf-8", "surrogateescape")
         line = text.count("\n", 0, SURROGATE.search(text).start()) + 1

@@ -121,14 +121,14 @@ class Task:
 
 ONE, TWO, QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
 SIGNS, ACCEPTED = ("negative", "positive"), ("unacceptable", "acceptable")
-ENTAILED, DIGITS = ("entailment", "not_entailment"), ("0", "1")
-ACCURACY, F1, MATTHEWS, SCORES = ("accuracy",), ("accuracy", "f1"), ("matthews", "accuracy"), ("pearson", "spearman")
+ENTAILED, ZERO_ONE = ("entailment", "not_entailment"), ("0", "1")
+ACCURACY, F1, MATTHEWS, PEARSON = (("accuracy",), ("accuracy", "f1"), ("matthews", "accuracy"), ("pearson", "spearman"))
 # The files that differ from the others.
 MNLI = TsvLayout(TWO, "gold_label", files=MNLI_FILES)
-MRPC = TsvLayout(("#1 String", "#2 String"), "Quality", DIGITS)
-COLA = TsvLayout(ONE, "label", DIGITS, bare=("source", "label", "mark", "sentence"))
+MRPC = TsvLayout(("#1 String", "#2 String"), "Quality", ZERO_ONE)
+COLA = TsvLayout(ONE, "label", ZERO_ONE, bare=("source", "label", "mark", "sentence"))
 QNLI = TsvLayout(("question", "sentence"), "label")
-QQP = TsvLayout(QUESTIONS, "is_duplicate", DIGITS, broken=True)
+QQP = TsvLayout(QUESTIONS, "is_duplicate", ZERO_ONE, broken=True)
 
 
 def _glue(title: str, rows: Sequence[int], tsv: TsvLayout, columns: Words, labels: Words, metrics: Words, **facts: Any):
@@ -150,20 +150,22 @@ _GLUE = (
         validation_splits=("validation_matched", "validation_mismatched"),
         test_splits=("test_matched", "test_mismatched"),
     ),
-    _glue("SST-2", (67349, 872, 1821), TsvLayout(ONE, "label", DIGITS), ONE, SIGNS, ACCURACY),
+    _glue("SST-2", (67349, 872, 1821), TsvLayout(ONE, "label", ZERO_ONE), ONE, SIGNS, ACCURACY),
     _glue("MRPC", (3668, 408, 1725), MRPC, TWO, ("not_equivalent", "equivalent"), F1),
     _glue("CoLA", (8551, 1043, 1063), COLA, ONE, ACCEPTED, MATTHEWS),
     _glue("QNLI", (104743, 5463, 5463), QNLI, ("question", "sentence"), ENTAILED, ACCURACY),
     _glue("QQP", (363846, 40430, 390965), QQP, QUESTIONS, ("not_duplicate", "duplicate"), F1),
     _glue("RTE", (2490, 277, 3000), TsvLayout(TWO, "label"), TWO, ENTAILED, ACCURACY),
-    _glue("STS-B", (5749, 1500, 1379), TsvLayout(TWO, "score"), TWO, (), SCORES, label_range=(0.0, 5.0), label_std=1.5),
-    _glue("WNLI", (635, 71, 146), TsvLayout(TWO, "label", DIGITS), TWO, ENTAILED[::-1], ACCURACY),
+    _glue(
+        "STS-B", (5749, 1500, 1379), TsvLayout(TWO, "score"), TWO, (), PEARSON, label_range=(0.0, 5.0), label_std=1.5
+    ),
+    _glue("WNLI", (635, 71, 146), TsvLayout(TWO, "label", ZERO_ONE), TWO, ENTAILED[::-1], ACCURACY),
 )
 
 # Built by lora/data/embedded.py. None of them is a GLUE task, and none has a GLUE task's name.
 _EMBEDDED = (
     _embedded("reviews", 3805, 422, ONE, SIGNS, ACCURACY),
-    _embedded("ratings", 3989, 450, ONE, (), SCORES, label_range=(-4.0, 4.0), label_std=1.9855),
+    _embedded("ratings", 3989, 450, ONE, (), PEARSON, label_range=(-4.0, 4.0), label_std=1.9855),
     _embedded("clauses", 3647, 785, ("question", "clause"), ("not_answered", "answered"), ACCURACY),
     _embedded("scrambled", 3310, 359, ONE, ACCEPTED, MATTHEWS),
 )

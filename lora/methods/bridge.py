@@ -43,7 +43,7 @@ FIXED = (  # parameters of PEFT's that are settled here
     "layers_to_transform layers_pattern "  # PEFT ignores them where modules are named in full
     "save_only_topk_weights"  # VB-LoRA's file could not be loaded again
 ).split()
-IGNORED = ("fan_in_fan_out", "use_effective_conv2d")  # on linear layers
+IGNORED_ON_LINEAR = ("fan_in_fan_out", "use_effective_conv2d")  # on linear layers
 IGNORED_BY = {"oft": ("module_dropout",)}  # and AdaLoRA
 MORE = {"adalora": {"total_step": 2**31}}  # which its config needs; a run sets its own (`lora.training.ranks`)
 OF_LORA = ("lora_alpha", "lora_dropout", "exclude_modules")  # all that AdaLoRA reads of those that PEFT's LoRA has
@@ -136,7 +136,7 @@ def config_class(config: PeftConfig) -> type:
     if config.draw == "seed" and not SEEDS & parameters(kind).keys() - config.options.keys():
         raise UserError(f"method.draw must be fixed: {config.type} freezes no draw, or options state its seed")
     of_lora = parameters(kind.__base__).keys() - OF_LORA if config.type == "adalora" else ()
-    stated, ignored = parameters(kind), {*IGNORED, *IGNORED_BY.get(config.type, ()), *of_lora}
+    stated, ignored = parameters(kind), {*IGNORED_ON_LINEAR, *IGNORED_BY.get(config.type, ()), *of_lora}
     taken = [key for key in stated if key not in ignored]
     for key, value in config.options.items():
         if key not in taken and not (key in stated and value == stated[key]):  # an adapter states all

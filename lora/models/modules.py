@@ -15,8 +15,8 @@ from lora.models.architectures import ARCHITECTURES, Architecture, module_of, na
 
 P = ParamSpec("P")
 R = TypeVar("R")
-HALVES = (torch.bfloat16, torch.float16)
-PLAIN_DTYPES = (torch.float64, torch.float32, *HALVES)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+PLAIN_DTYPES = (torch.float64, torch.float32, *HALF_DTYPES)
 
 
 def is_layer_norm(module: nn.Module) -> bool:
@@ -113,11 +113,11 @@ def train_in_float32(model: nn.Module) -> None:
 
     A layer with a trained parameter then computes in float32, between inputs and outputs in the model's dtype.
     """
-    if all(parameter.requires_grad for parameter in model.parameters()) and model.dtype in HALVES:
+    if all(parameter.requires_grad for parameter in model.parameters()) and model.dtype in HALF_DTYPES:
         model.float()
     for module in model.modules():
         own = list(module.parameters(recurse=False))
-        if any(parameter.requires_grad and parameter.dtype in HALVES for parameter in own):
+        if any(parameter.requires_grad and parameter.dtype in HALF_DTYPES for parameter in own):
             module.outer = own[0].dtype
             module.register_forward_pre_hook(_enter)
             module.register_forward_hook(_leave)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # 1: predictions of the best and the last epoch alone, and no score `split_half`. 2: that score from 20 divisions of the
 # dev set instead of 200, and no dev loss.
-SCHEMA = 3
+RECORD_SCHEMA = 3
 RUN_ID = re.compile(r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
 
 
@@ -52,7 +52,7 @@ class RunRecord:
     provenance: dict[str, Any] | None = None
     predictions: str | None = None
     adapter: str | None = None
-    schema: int = SCHEMA
+    schema: int = RECORD_SCHEMA
 
     @property
     def scored(self) -> str:
@@ -110,8 +110,8 @@ def read_record(path: Path) -> RunRecord:
     if set(content) != FIELDS:
         different = listed(sorted(FIELDS ^ set(content)))
         raise UserError(f"{path} is not a run record: missing or unknown keys: {different}")
-    if content["schema"] not in (1, 2, SCHEMA):
-        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads 1, 2 and {SCHEMA}")
+    if content["schema"] not in (1, 2, RECORD_SCHEMA):
+        raise UserError(f"{path} has record schema {content['schema']!r}; this version reads 1, 2 and {RECORD_SCHEMA}")
     record = RunRecord(**content)
     if not isinstance(record.run_id, str) or not RUN_ID.match(record.run_id) or path.name != f"{record.run_id}.json":
         raise UserError(f"{path} holds run_id {record.run_id!r}; a record's file must be named by its run_id")

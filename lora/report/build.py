@@ -26,7 +26,7 @@ from lora.report.notes import encoder_notes
 from lora.report.own import lacking
 from lora.report.rates import learning_rate_table, origins_of
 from lora.report.runs import with_others_epoch
-from lora.report.train_rows import sentences
+from lora.report.train_rows import size_sentences
 from lora.table import Table
 
 TABLE_1 = FOLDERS / "efficiency" / "paper.csv"
@@ -107,7 +107,7 @@ def verdicts_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) ->
     return judge(read_claims(), runs, *measured)
 
 
-def build(name: str, overrides: Sequence[str] = (), results: Path | None = None) -> Report:
+def build_report(name: str, overrides: Sequence[str] = (), results: Path | None = None) -> Report:
     """Build a profile's report, except the pictures, from what `gather` reads. Writes nothing.
 
     Raises: UserError: If the profile does not exist, its records were made from different rows, or a claims file or an
@@ -140,7 +140,7 @@ def build(name: str, overrides: Sequence[str] = (), results: Path | None = None)
         if section.kind == "own" and section.experiment.is_main:
             lines += answers(section.pairs, analyses, origins_of(section.runs, gathered.rates))
         if section.experiment.name == ROWS:
-            lines += sentences(section.runs, origins_of(section.runs, gathered.rates))
+            lines += size_sentences(section.runs, origins_of(section.runs, gathered.rates))
     by_task = LAYERS in set(gathered.runs["experiment"])
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lora.config.run import EPOCHS
 from lora.data.facts import facts_text
 from lora.data.metrics import METRICS
 from lora.errors import UserError
@@ -16,7 +17,7 @@ from lora.report.comparisons import change_table, method_pairs, minus, pairs_tab
 from lora.report.experiments import ADHOC, EXPERIMENTS, FOLDERS, LAYERS, OWN, OWN_TASK, ROWS, Experiment
 from lora.report.figures import Figure, by_parameters, forest, learning_curves, minus_base, minus_lora, slopes
 from lora.report.gather import Gathered
-from lora.report.labels import EPOCHS, setting
+from lora.report.labels import setting
 from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
 from lora.report.rates import rates_table, tuning_banner

@@ -16,9 +16,9 @@ from lora.config.select import PLACES, place, selecting
 from lora.errors import UserError
 from lora.files import REFERENCE, ROOT, write_atomically, write_changed
 from lora.report.analyses import dev_intervals, own_rows
-from lora.report.build import FOUND, Report, build
+from lora.report.build import FOUND, Report, build_report
 from lora.report.claims.headlines import findings_block
-from lora.report.claims.shown import to_json, verdict_table
+from lora.report.claims.shown import verdict_table, verdicts_json
 from lora.report.experiments import EXPERIMENTS, MAIN, Experiment
 from lora.report.export import csv_files, latex_files, log_report
 from lora.report.figures import Figure, forms
@@ -32,7 +32,7 @@ def files(report: Report) -> dict[str, bytes]:
     """Path below results/<name>/ -> content, for all files except the pictures and the page that shows them."""
     content = {path: text for table in report.tables for path, text in table.files().items()}
     content["tables/cells.csv"] = report.cells.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-    content["claims/verdicts.json"] = to_json(report.verdicts)
+    content["claims/verdicts.json"] = verdicts_json(report.verdicts)
     return content | {f"figures/{key}.json": figure_json(figure) for key, figure in report.figures.items()}
 
 
@@ -115,7 +115,7 @@ def read_pictures(report: Report, folder: Path) -> dict[str, bytes]:
     return {name[:-4]: (folder / "figures" / name).read_bytes() for name in names if name.endswith(".svg")}
 
 
-def write(report: Report, folder: Path) -> None:
+def write_report(report: Report, folder: Path) -> None:
     """Write every file of a report below `folder`, and draw the figures whose data changed."""
     content = files(report)
     for key, figure in report.figures.items():
@@ -143,9 +143,9 @@ def main(arguments: argparse.Namespace) -> int:
     """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded or lacks runs; 2 an invalid call."""
     words, selects = arguments.overrides, bool(selecting(arguments.overrides))
     places = [word for word in words if word.startswith(PLACES)]
-    report = build(arguments.profile, places)  # the page has all runs
+    report = build_report(arguments.profile, places)  # the page has all runs
     if not report.state.ok and place(words, "task"):  # without a plan, a user's task is known by its file alone
-        report = build(arguments.profile, [*places, *(word for word in words if word.startswith("task="))])
+        report = build_report(arguments.profile, [*places, *(word for word in words if word.startswith("task="))])
     gathered = report.gathered
     if not gathered.state.ok:
         known = (gathered.reference / gathered.profile).exists()
@@ -157,11 +157,11 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--pages writes the committed files: it takes {REFERENCE}/<profile>, and no overrides")
     written = arguments.pages or not gathered.is_reference
     if written:
-        write(report, gathered.folder)
+        write_report(report, gathered.folder)
     for path, content in pages(report).items() if arguments.pages else ():
         write_changed(path, content.encode())
     if not arguments.brief:
-        report = build(arguments.profile, words) if selects else report
+        report = build_report(arguments.profile, words) if selects else report
         show(report, plain=arguments.plain)
     for wanted, export in ((arguments.latex, latex_files), (arguments.csv, csv_files)):
         given = place(words, "runtime.results")  # a folder of its own, which keeps its exports
@@ -182,9 +182,9 @@ def analyse_own(profile: str, words: Sequence[str]) -> bool:
     that was possible."""
     print("computing baselines, errors and intervals over the dev rows ...", file=sys.stderr, flush=True)
     try:
-        report = build(profile, [word for word in words if word.startswith(PLACES)])
-        dev_intervals.write(report, dev_intervals.read_labels(report.gathered))
-        return own_rows.analyse(report.gathered) > 0
+        report = build_report(profile, [word for word in words if word.startswith(PLACES)])
+        dev_intervals.write_intervals(report, dev_intervals.read_dev_labels(report.gathered))
+        return own_rows.write_rows(report.gathered) > 0
     except UserError as error:
         print(f"no baselines, errors and intervals for other rows: {error}", file=sys.stderr)
         return False
@@ -198,9 +198,9 @@ def print_sweep(
     own = [argument for argument in arguments if not argument.startswith("profile=")]
     named = [one.partition("=")[2] for one in own if one.startswith("experiment=") and one != "experiment=null"]
     try:
-        report = build(profile, own)
+        report = build_report(profile, own)
         if report.gathered.is_own and analyse_own(profile, own):
-            report = build(profile, own)
+            report = build_report(profile, own)
         show(report, named[0].split(",") if named else MAIN)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)

@@ -28,7 +28,7 @@ from lora.report.runs import (
     with_labels,
     with_records,
 )
-from lora.report.tables import rates_text, score, seeds, trainable
+from lora.report.tables import rates_text, score, seeds, trainable_cell
 from lora.table import Cell, Table, Value, number
 
 
@@ -133,7 +133,7 @@ def successors_table(
     lines, tasks = [], task_labels(summary)
     for label, group in summary.groupby("label", sort=False):
         line = {"Method": label, "Learning rate": rates_text(runs[runs["label"] == label])}
-        line |= {"Trainable": trainable(group), "Seeds": seeds(group)}
+        line |= {"Trainable": trainable_cell(group), "Seeds": seeds(group)}
         for _, row in group.iterrows():
             title = task_title(row["task"])
             line[tasks[row["task"]]] = score(row)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lora.config.plan import ADHOC, COMPARING, LEARNING_RATE, OWN_TASK, ROWS
+from lora.config.run import DRAW, EPOCHS, SIZE
 from lora.files import ROOT
 
 FOLDERS = ROOT / "experiments"  # their pages, claims and the paper's cells
@@ -63,8 +64,8 @@ EXPERIMENTS = {
             ROWS,
             "How many labels: scores by the number of train rows",
             (ROWS,),
-            unnamed=("train.epochs", "train.lr", "data.train_draw"),
-            columns=("data.train_rows",),
+            unnamed=(EPOCHS, "train.lr", DRAW),
+            columns=(SIZE,),
         ),
         Experiment(LEARNING_RATE, "Learning rates tried, on seeds outside the tables of results", (LEARNING_RATE,)),
         Experiment(OWN, "Other runs in this folder", (OWN,)),

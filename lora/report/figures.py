@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lora.cost.efficiency.summary import TITLES as EFFICIENCY_TITLES
+from lora.cost.efficiency.summary import FORM_TITLES as EFFICIENCY_TITLES
 from lora.cost.efficiency.summary import plan_title
 from lora.files import rounded
 from lora.report.runs import ROW, START_TITLES, encoder_title, human_count, row_names, task_labels, task_title, tasks_of

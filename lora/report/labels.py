@@ -6,15 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from lora.config.run import RunConfig
+from lora.config.run import DRAW, EPOCHS, LENGTH, SIZE, RunConfig
 
 # Shown in other columns, or derived from other settings. Every other setting that names a run is compared.
 ELSEWHERE = ("seed", "task", "protocol", "start", "start_run", "model.name", "method.name")
 RANK_IN_SLUG = re.compile(r"-r\d+x?")
 # named if any two runs of a task differ in what was asked for: such scores are no fair comparison
 COMPARED = ["model", "protocol", "method", "task"]  # where two runs may differ in settings
-EPOCHS, LENGTH, OF_ROWS = "train.epochs", "data.max_length", ("data.train_rows", "data.train_draw")
-TERMS = (EPOCHS, LENGTH, *OF_ROWS)  # in which two runs must agree to be compared
+TERMS = (EPOCHS, LENGTH, SIZE, DRAW)  # in which two runs must agree to be compared
 NAMED_TARGETS = "method.targets"  # here only if modules are named in full, which the slug does not show
 SECTION_ORDER = ("start_seed", "model", "method", "data", "train")  # of the configuration
 
@@ -25,7 +24,7 @@ def named_settings(config: RunConfig) -> dict[str, str]:
     flat: dict[str, Any] = {}
     for key, value in config.settings().items():
         flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, Mapping) else {key: value}
-    flat["data.train_draw"] = config.data.train_draw
+    flat[DRAW] = config.data.train_draw
     return {key: setting_text(value) for key, value in flat.items() if key not in shown}
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from lora.data.tasks import Task
 from lora.report.figures import Figure, figure
 from lora.report.runs import row_names, task_labels
-from lora.report.tables import trainable
+from lora.report.tables import trainable_cell
 from lora.table import Cell, Value, number
 
 SHOWN_ROWS = 20
@@ -36,7 +36,7 @@ def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
     keys, named = ["task", "label", "device", *how.values()], runs["task"].nunique() > 1
     for (task, label, device, *values), of_method in runs.groupby(keys, sort=False):
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
-        line = ({"Task": task} if named else {}) | {"Method": label, "Trainable": trainable(of_method)}
+        line = ({"Task": task} if named else {}) | {"Method": label, "Trainable": trainable_cell(of_method)}
         line |= {"Runs": len(of_method)}
         line |= {
             "Minutes a run": number(middle["seconds"] / 60, ".1f" if middle["seconds"] >= 60 else ".2f"),

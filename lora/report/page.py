@@ -21,7 +21,7 @@ from lora.table import Cell, Table, Value, number, rows
 
 SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 IDS = re.compile(r' id="[\w.]+_\d+"')  # matplotlib's ids of groups, which nothing refers to
-SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)pt"')
+SVG_WIDTH = re.compile(r'<svg [^>]*?width="([\d.]+)pt"')
 
 
 def page(report: Report, pictures: Mapping[str, bytes]) -> str:
@@ -123,7 +123,7 @@ def inline_svg(picture: bytes) -> Markup:
 
 def natural_width(picture: bytes) -> float:
     """The width of an SVG in CSS pixels; 0 if it states none."""
-    size = SIZE.search(picture.decode())
+    size = SVG_WIDTH.search(picture.decode())
     return float(size[1]) * 96 / 72 if size else 0.0
 
 

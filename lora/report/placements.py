@@ -7,7 +7,7 @@ from lora.report.comparisons import minus
 from lora.report.figures import Figure, by_task, figure, on_lines
 from lora.report.runs import method_label, task_labels
 from lora.report.stats import LEVEL, Interval, ends, interval_of, mean_interval, paired_differences
-from lora.report.tables import rates_text, trainable
+from lora.report.tables import rates_text, trainable_cell
 from lora.table import Cell, number
 
 BASE_SLUG = "lora-qv-r8"  # what the others are compared with
@@ -33,7 +33,7 @@ def layers_table(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     lines = []
     for task, title in task_labels(runs).items():
         for label, arm in runs[runs["task"] == task].groupby("label", sort=False):
-            line = {"Task": title, "Method": label, "Trainable": trainable(arm)}
+            line = {"Task": title, "Method": label, "Trainable": trainable_cell(arm)}
             line |= {"Learning rate": rates_text(arm)} | mean_scores(arm)
             for heading, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
                 line[heading] = number(arm[loss].astype(float).mean(), ".3f")

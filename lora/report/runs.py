@@ -17,12 +17,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from lora.config.rates import MAY_DIFFER
-from lora.config.run import PlannedRun
+from lora.config.run import DRAW, EPOCHS, LENGTH, SIZE, PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
 from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, LoraConfig, method_words, targets_in_slug, targets_word
 from lora.report.experiments import MAIN, OWN, ROWS
-from lora.report.labels import EPOCHS, LENGTH, OF_ROWS, named_settings, setting_columns, setting_labels
+from lora.report.labels import named_settings, setting_columns, setting_labels
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -107,7 +107,7 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
         named = {key: value for key, value in named_settings(run.config).items() if key not in dropped}
         stated = run.stated if experiment in (*MAIN, OWN) else {}  # others may compare lengths
         stated = {EPOCHS: run.config.train.epochs} if experiment == ROWS else stated  # which follow from the size
-        terms = {key: stated.get(key, "usual") for key in (EPOCHS, LENGTH)} | {key: named[key] for key in OF_ROWS}
+        terms = {key: stated.get(key, "usual") for key in (EPOCHS, LENGTH)} | {key: named[key] for key in (SIZE, DRAW)}
         facts |= {"task": run.task.name, "metric": run.task.metric, "terms": tuple(terms.values())}
         facts |= {"stated": tuple(key for key in stated if key not in MAY_DIFFER)}
         method = run.config.method

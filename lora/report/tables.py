@@ -39,12 +39,12 @@ def table2(summary: pd.DataFrame) -> pd.DataFrame:
         ends = (heads.min(), heads.max()) if len(heads) else ()
         texts = dict.fromkeys(f"{end / 1e3:.0f}k" if end < 999_500 else human_count(end) for end in ends)
         head = Value(heads.min(), " to ".join(texts)) if texts else "-"
-        line |= {"Trainable": trainable(group), "Head": head, "Seeds": seeds(group)}
+        line |= {"Trainable": trainable_cell(group), "Head": head, "Seeds": seeds(group)}
         lines.append(line | task_cells(group, tasks))
     return pd.DataFrame(lines)
 
 
-def trainable(group: pd.DataFrame) -> Cell:
+def trainable_cell(group: pd.DataFrame) -> Cell:
     counts = group["trainable_method"].dropna().astype(float)
     return Value(counts.iloc[0], human_count(counts.iloc[0])) if len(counts) else "-"
 
@@ -109,7 +109,7 @@ def table5(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
     tasks, lines, of_paper, lora = task_labels(summary), [], paper_cells(paper), targets_and_ranks(runs)
     for label, group in summary.groupby("label", sort=False):
         targets, rank = lora[label]
-        line = {"Adapted": targets, "Rank": rank, "Trainable": trainable(group), "Seeds": seeds(group)}
+        line = {"Adapted": targets, "Rank": rank, "Trainable": trainable_cell(group), "Seeds": seeds(group)}
         line |= task_cells(group, tasks, with_mean=True)
         lines.append(line | {task: number(cells.get((targets, rank), math.nan)) for task, cells in of_paper.items()})
     return pd.DataFrame(lines)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pandas as pd
 
 from lora.config.rates import AT
+from lora.config.run import EPOCHS, SIZE
 from lora.data.metrics import LOWER, better
 from lora.report.figures import Figure, bands, figure
 from lora.report.runs import row_names, summarise, task_labels, task_title
@@ -21,7 +22,7 @@ from lora.table import Cell, Value
 def with_sizes(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs with the column `size`, the number of train rows that was asked for, and labels that name the encoder or
     the protocol where there are several."""
-    asked = pd.to_numeric(runs["data.train_rows"], errors="coerce")  # null: all
+    asked = pd.to_numeric(runs[SIZE], errors="coerce")  # null: all
     sizes = asked.fillna(runs["whole_rows"].astype(int)).astype(int)
     return runs.assign(size=sizes, label=row_names(runs, ["model", "protocol"]))
 
@@ -43,7 +44,7 @@ def sizes_table(runs: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     for (task, size), cells in sorted(summary.groupby(["task", "size"]), key=lambda one: [*titles].index(one[0][0])):
         of_size = runs[runs["task"].eq(task) & runs["size"].eq(size)]
         line: dict[str, Cell] = {"Task": titles[task], "Train rows": Value(size, f"{size:,}")}
-        line |= {"Epochs": " and ".join(sorted(of_size["train.epochs"].unique(), key=int))}
+        line |= {"Epochs": " and ".join(sorted(of_size[EPOCHS].unique(), key=int))}
         for _, row in cells.iterrows():
             cell = score(row)  # without the curves of its runs: those of other sizes have the same cell
             line[row["label"]] = replace(cell, cell="") if isinstance(cell, Value) else cell
@@ -59,7 +60,7 @@ def sizes_figure(runs: pd.DataFrame) -> Figure | None:
     return figure("Score by the number of train rows", note, "lines", "train rows", panels, log_x=True)
 
 
-def sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
+def size_sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
     """What the last doubling of the train rows added for each method, and which method is ahead at the smallest and at
     the largest size.
 

@@ -19,13 +19,13 @@ from lora.config.auto import Measure
 from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
 from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks, read_profile
 from lora.config.rates import rate_of, read_rates
-from lora.config.run import PlannedRun
+from lora.config.run import SIZE, PlannedRun
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import at_home
 from lora.sweep.expand import Values, expand_blocks
-from lora.sweep.sizes import HALVES, ROWS, sized
+from lora.sweep.sizes import HALVES, sized
 
 
 class Request(NamedTuple):
@@ -70,7 +70,7 @@ def select_runs(
     grids, chosen = grids_of(request, whole)
     blocks = narrow(grids, chosen) if grids else {ADHOC: [request.given]}
     for name, of_grid in grids.items():
-        if HALVES in values_in(ROWS, of_grid):
+        if HALVES in values_in(SIZE, of_grid):
             blocks[name] = sized(request.profile, blocks[name], tasks)
     runs = expand_blocks(request.profile, blocks, chosen, tasks, measure)
     if not runs:
@@ -134,7 +134,7 @@ def grids_text(profile: str, arguments: Sequence[str], runs: Sequence[PlannedRun
         chosen = [run for run in runs if name in run.experiments and run.run_id not in parents]
         every = sum(math.prod(map(len, block.values())) for block in blocks)
         replaced = {key: values for key, values in request.given.items() if new_values(key, values, blocks)}
-        if HALVES in values_in(ROWS, blocks) and not replaced:
+        if HALVES in values_in(SIZE, blocks) and not replaced:
             sizes = sorted({run.train_rows for run in chosen})
             lines.append(f"{len(chosen)} runs of {name}, on {', '.join(map(str, sizes))} train rows")
         elif replaced:

@@ -5,12 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from lora.config.compose import compose_family
-from lora.config.run import TrainConfig
+from lora.config.run import DRAW, EPOCHS, SIZE, TrainConfig
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.sweep.expand import Values
 
-ROWS, DRAW, EPOCHS = "data.train_rows", "data.train_draw", "train.epochs"
 HALVES = "halves"  # in place of sizes: all rows, half of them, a quarter, ...
 LEAST, PARTS = 32, 16  # ours: down to this many rows, and to this part of all
 STEPS = 200  # ours: the fewest optimizer steps of a run; ten epochs of 50 rows have 40
@@ -38,19 +37,19 @@ def sized(profile: str, blocks: Sequence[Values], tasks: Mapping[str, Task]) -> 
     """
     made: list[Values] = []
     for block in blocks:
-        shared = {key: values for key, values in block.items() if key not in ("seed", ROWS, DRAW)}
+        shared = {key: values for key, values in block.items() if key not in ("seed", SIZE, DRAW)}
         for values in itertools.product(*shared.values()):
             settings = dict(zip(shared, values, strict=True))
             run = compose_family([f"profile={profile}", *map("=".join, settings.items())], tasks, "assumed")[-1]
             whole = run.task.official_rows[run.task.train_split]
-            sizes = [str(size) for size in halves(whole)] if block[ROWS] == [HALVES] else block[ROWS]
-            if block[ROWS] == [HALVES] and len(sizes) < 2:
-                rule = f"at least {2 * LEAST} train rows for sizes of {HALVES}, or sizes of your own ({ROWS}=A,B)"
+            sizes = [str(size) for size in halves(whole)] if block[SIZE] == [HALVES] else block[SIZE]
+            if block[SIZE] == [HALVES] and len(sizes) < 2:
+                rule = f"at least {2 * LEAST} train rows for sizes of {HALVES}, or sizes of your own ({SIZE}=A,B)"
                 raise UserError(f"{run.task.name} has {whole} train rows, and needs {rule}")
             for size in sizes:
                 rows = int(size) if size.isdecimal() else whole  # null, or a mistake, which the run's own checks name
                 row = {key: [value] for key, value in settings.items()} | {"seed": block["seed"]}
-                row |= {ROWS: ["null"]} if size in ("null", str(whole)) else {ROWS: [size], DRAW: block[DRAW]}
+                row |= {SIZE: ["null"]} if size in ("null", str(whole)) else {SIZE: [size], DRAW: block[DRAW]}
                 epochs = epochs_for(run.config.train, rows)
                 row |= {EPOCHS: [str(epochs)]} if EPOCHS not in settings and epochs > run.config.train.epochs else {}
                 made.append(row)

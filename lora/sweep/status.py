@@ -38,7 +38,7 @@ LOOK_SECONDS = 2.0
 PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1.5e9}  # the paper's Table 2
 TERAFLOPS = 100  # sustained: about a third of an A100's bf16 peak: an assumption, not a measurement
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
-FOLDERS = ("runtime.results", "runtime.outputs")  # whose runs are meant
+FOLDER_KEYS = ("runtime.results", "runtime.outputs")  # whose runs are meant
 LISTED = 10  # at most this many runs of each state are listed while watching
 
 
@@ -153,7 +153,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.forget:
         if name != profile:
             raise UserError("the committed runs are git's: --forget is for your own")
-        if idle := [f"{key}=" for key in parse_words(words) if key not in (*selecting(words), *FOLDERS)]:
+        if idle := [f"{key}=" for key in parse_words(words) if key not in (*selecting(words), *FOLDER_KEYS)]:
             raise UserError(f"{idle[0]} selects no runs, and --forget removes what is selected: leave it out")
         forget(folder, outputs, words, arguments.records)
         return

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lora.config.compose import chosen_option, compose_run
 from lora.config.rates import TUNING, Rate, rates_path, read_rates, stated_text, write_rates
-from lora.config.run import PlannedRun, RunConfig
+from lora.config.run import EPOCHS, SIZE, PlannedRun, RunConfig
 from lora.data.metrics import better
 from lora.errors import DIVERGED, UnfinishedError, UserError
 from lora.records.predictions import dev_predictions, is_constant
@@ -26,7 +26,7 @@ from lora.records.record import RunRecord
 from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.launch import launch_runs
 from lora.sweep.request import LEARNING_RATE, grids_for, own_tasks, read_request, settings_of, sweep_settings, values_in
-from lora.sweep.sizes import EPOCHS, ROWS, epochs_for
+from lora.sweep.sizes import epochs_for
 
 TUNED_METHODS = ("full", "lora", "houlsby")  # ours: the three that the verdicts compare
 # Ours: five values around the row of conf/hparams, a factor of 2 or 2.5 apart as in the long run
@@ -62,7 +62,7 @@ def main(given: argparse.Namespace) -> None:
         of_task = [run for run in runs if run.task.name == first.task]
         tried = scores(of_task, now.ok, Path(settings.runtime.results))
         best, outcome = best_rate(tried, of_task[0].task.metric)
-        name, rows = first.runtime.rate_name, first.data.train_rows if ROWS in axes else None
+        name, rows = first.runtime.rate_name, first.data.train_rows if SIZE in axes else None
         place = (first.model.name, first.protocol, first.task, name)
         key = (*place, rows)
         line = f"{name} on {f'{rows} rows of ' if rows else ''}{first.task}: {outcome}"
@@ -87,11 +87,11 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
     reported = {seed for blocks in grids_of_tables for seed in values_in("seed", blocks)}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}
     stated = stated_rates(axes.pop("train.lr")) if "train.lr" in axes else None
-    sizes = axes.pop(ROWS, [""])
+    sizes = axes.pop(SIZE, [""])
     axes["rates"] = ["null"]  # every tuning centres the grid on the row of conf/hparams
     if several := [key for key, values in axes.items() if len(values) > 1 and key != "seed"]:
         raise UserError(
-            f"only method, task, seed, train.lr and {ROWS} take several values in tune, got {', '.join(several)}"
+            f"only method, task, seed, train.lr and {SIZE} take several values in tune, got {', '.join(several)}"
         )
     if "task" not in given:
         raise UserError("tune needs task=NAME, or several: task=A,B")
@@ -103,7 +103,7 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
     grids = []
     for task, method, rows in itertools.product(given["task"], given.get("method", TUNED_METHODS), sizes):
         own = {**axes, "method": [method], "task": [task]} | ({"train.lr": stated} if stated else {})
-        own |= {ROWS: [rows]} if rows else {}
+        own |= {SIZE: [rows]} if rows else {}
         single = [f"{key}={values[0]}" for key, values in own.items()]
         first = compose_run([f"profile={profile}", *single])
         if rows and first.data.train_rows and EPOCHS not in own:  # as long as the runs of experiment=rows

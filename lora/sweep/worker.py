@@ -123,14 +123,16 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None, rows: 
             seconds = round(time.monotonic() - started, 3)
             record = RunRecord(config.run_id, "failed", reason, started_at, seconds, config.for_record())
             predictions = files = None
-        written = record if note is None else write(run, record, predictions, files)
+        written = record if note is None else write_run(run, record, predictions, files)
         return written
     finally:
         for watcher in watchers:
             watcher.end(written)
 
 
-def write(run: PlannedRun, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None) -> RunRecord:
+def write_run(
+    run: PlannedRun, record: RunRecord, predictions: bytes | None, files: dict[str, bytes] | None
+) -> RunRecord:
     """Write what a run has made, the record last, or what was trained again for its adapter. Returns: The record.
 
     Raises: UserError: If a file cannot be written, or the run was trained again for its adapter with another outcome.

@@ -25,7 +25,16 @@ from lora.training.device import Process, processor
 from lora.training.step import Step
 
 AGREE_STEPS = 16  # between two votes of a run's processes, since waiting would stall a GPU
-UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+CHECKPOINT_ERRORS = (
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
 
 
 @dataclass
@@ -81,7 +90,7 @@ class Checkpointer:
             return TrainState(started_at)
         try:
             return self._restore(torch.load(self.path, map_location="cpu", weights_only=True))
-        except UNREADABLE as error:
+        except CHECKPOINT_ERRORS as error:
             if self.step.process.rank == 0:
                 reason = f"{type(error).__name__}: {first_line(error)}"
                 print(f"{self.path} is not used ({reason}): starting from the beginning", file=sys.stderr)

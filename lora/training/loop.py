@@ -33,7 +33,7 @@ from lora.training.device import device_name, optimizer_bytes, peak_mib, start_p
 from lora.training.evaluation import choose_epochs, evaluate, predict, split_half
 from lora.training.step import MicroBatch, micro_batches, prepare_step
 
-PACKAGES = ("torch", "transformers", "datasets", "numpy")
+RECORDED_PACKAGES = ("torch", "transformers", "datasets", "numpy")
 RECORDED = (  # of the data
     *("source", "rows", "official_rows", "is_part", "skipped"),
     *("fingerprint", "dev_fingerprint", "train_fingerprint"),
@@ -128,11 +128,11 @@ def run(
             clock, rate = time.monotonic(), step.schedule.get_last_lr()[0]
             state.losses.append(step.take(state.step, local_batches(rows), len(rows)))
             if state.step % FINITE_CHECK_STEPS == 0:
-                check_finite(state.losses, state.step)
+                check_losses(state.losses, state.step)
             state.step_seconds.append(time.monotonic() - clock)
             report(Progress(state.step, steps, epoch, metric, state.epochs, state.losses, state.step_seconds, rate))
             checkpointer.pause(state)
-        check_finite(state.losses, state.step)
+        check_losses(state.losses, state.step)
         between = functools.partial(checkpointer.pause, state)
         arguments = task, tokenizer.pad_token_id, train.eval_batch, process, between
         predictions, dev_loss = {}, {}
@@ -187,7 +187,7 @@ def run(
         },
         provenance={
             "code": code_version(),
-            "packages": {name: version(name) for name in PACKAGES},
+            "packages": {name: version(name) for name in RECORDED_PACKAGES},
             "python": platform.python_version(),
             "device": device_name(process.device),
             "processes": process.count,
@@ -230,7 +230,7 @@ def adapter_packer(
     return packed
 
 
-def check_finite(losses: list[Tensor], step: int) -> None:
+def check_losses(losses: list[Tensor], step: int) -> None:
     finite = torch.isfinite(torch.stack(losses))
     if not bool(finite.all()):
         first = step - len(losses) + 1 + int((~finite).nonzero()[0])

@@ -10,7 +10,7 @@ import torch
 from lora.training.device import has_bf16
 from lora.training.fused.encoder import PRECISION_DTYPES, Frozen
 
-ROWS = 16 * 28  # ours: 16 examples of 28 tokens, a batch of the default profile
+PRODUCT_ROWS = 16 * 28  # ours: 16 examples of 28 tokens, a batch of the default profile
 REPETITIONS = 21  # about 1.5 s together, for MiniLM
 
 
@@ -19,7 +19,7 @@ def layer_products(width: int, ffn: int, dtype: torch.dtype) -> Callable[[], Non
 
     Source: Vaswani et al. 2017: four attention projections and two feed-forward layers.
     """
-    rows = {size: torch.randn(ROWS, size).to(dtype) for size in (width, ffn)}
+    rows = {size: torch.randn(PRODUCT_ROWS, size).to(dtype) for size in (width, ffn)}
     sides = [(width, width)] * 4 + [(ffn, width), (width, ffn)]
     layers = [(Frozen(torch.randn(side).to(dtype), None), side) for side in sides]
 

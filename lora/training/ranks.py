@@ -9,7 +9,7 @@ from lora.errors import UserError
 from lora.methods.bridge import DEFAULT, layers_of
 
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's names: parameter -> its importance, smoothed, and its spread
-SUBSPACES = ("exp_avg_ipt_A", "exp_avg_ipt_B", "exp_avg_unc_A", "exp_avg_unc_B")  # likewise, in each layer
+SUBSPACE_AVERAGES = ("exp_avg_ipt_A", "exp_avg_ipt_B", "exp_avg_unc_A", "exp_avg_unc_B")  # likewise, in each layer
 
 
 class Ranks:
@@ -73,7 +73,7 @@ class Subspaces:
             )
 
     def state_dict(self) -> list[dict[str, Any]]:
-        return [{name: getattr(layer, name) for name in SUBSPACES} for layer in self.layers]
+        return [{name: getattr(layer, name) for name in SUBSPACE_AVERAGES} for layer in self.layers]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         for layer, averages in zip(self.layers, state, strict=True):

@@ -27,7 +27,7 @@ from lora.adapters.merge import load_adapter
 from lora.adapters.predict import as_table, local_encoder
 from lora.cli import main
 from lora.config.compose import compose_run
-from lora.data.tables import Table
+from lora.data.tables import InputTable
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
@@ -154,7 +154,7 @@ def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, t
 
 def test_a_line_end_in_a_cell_breaks_no_row(tmp_path):
     cells = {"text": ["one\rtwo", 'a "b", c', "three\r\nfour"], "id": [1, None, 2.5]}
-    given = Table(tmp_path / "in.jsonl", cells), {"prediction": ["bad"]}, [1]
+    given = InputTable(tmp_path / "in.jsonl", cells), {"prediction": ["bad"]}, [1]
     content = as_table(*given, tmp_path / "out.csv").decode()
     expected = [["one\rtwo", "1", ""], ['a "b", c', "", "bad"], ["three\r\nfour", "2.5", ""]]
     assert [*csv.reader(io.StringIO(content, newline=""))][1:] == expected and content.count("\n") == 5

@@ -60,7 +60,7 @@ def test_the_products_are_those_of_a_layer_forward_and_backward():
     width, ffn = 12, 20
     with FlopCounterMode(display=False) as counter:
         precision_probe.layer_products(width, ffn, torch.float32)()
-    assert counter.get_total_flops() == 2 * 2 * precision_probe.ROWS * (4 * width**2 + 2 * width * ffn)
+    assert counter.get_total_flops() == 2 * 2 * precision_probe.PRODUCT_ROWS * (4 * width**2 + 2 * width * ffn)
 
 
 @pytest.mark.parametrize(

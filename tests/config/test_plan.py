@@ -20,7 +20,7 @@ from lora.config.select import filter_runs, parse_words
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 from lora.records.record import adapter_path, load_records, record_path, write_record
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.sweep.request import select_runs
 
 ASKED = ["experiment=glue_table2", "task=reviews", "rates=null"]
@@ -70,7 +70,7 @@ def test_another_rate_or_row_replaces_a_run_and_another_value_does_not(tmp_path)
     add_to_plan(folder, [tuned])
     plan = read_plan(folder).runs
     assert (plan[old.run_id].experiments, plan[tuned.run_id].experiments) == ((), ("glue_table2",))
-    report = build("mini", [], tmp_path)
+    report = build_report("mini", [], tmp_path)
     assert [run.run_id for run in report.state.missing] == [tuned.run_id]
     assert {run.run_id: run.experiment for run in report.gathered.runs.itertuples()} == {
         old.run_id: "own",
@@ -105,7 +105,7 @@ def test_a_folder_without_a_plan_is_read_by_its_records_and_adopted(tmp_path):
     for run in runs:
         write_run(tmp_path / "mini", run, 0.7)
     assert not (tmp_path / "mini" / PLAN_FILE).exists()
-    (table,) = [table for table in build("mini", [], tmp_path).tables if table.name == "table2"]
+    (table,) = [table for table in build_report("mini", [], tmp_path).tables if table.name == "table2"]
     assert table.cells["Seeds"].tolist() == ["2", "2"]
     launched = [*ASKED, "method=bitfit", "seed=1", f"runtime.results={tmp_path}/mini"]
     (new,) = select_runs("mini", launched)
@@ -131,7 +131,7 @@ def test_a_file_that_is_no_plan_is_one_message_and_stays_as_it_is(change, messag
     changed = change(json.loads(path.read_text()))
     path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
     before = path.read_bytes()
-    for action in (lambda: add_to_plan(tmp_path / "mini", runs), lambda: build("mini", [], tmp_path)):
+    for action in (lambda: add_to_plan(tmp_path / "mini", runs), lambda: build_report("mini", [], tmp_path)):
         with pytest.raises(UserError, match=re.escape(message)):
             action()
     assert path.read_bytes() == before

@@ -66,7 +66,7 @@ def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch)
     replaced = ("task=", "runtime.results", "runtime.outputs")
     overrides = [override for override in tiny_overrides if not override.startswith(replaced)]
     overrides += ["data.train_rows=40", "method.rank=2", "launcher.workers=1"]
-    measured = bench.measure(1, 4, ("cola", "mrpc"), overrides, tmp_path)
+    measured = bench.measure_sides(1, 4, ("cola", "mrpc"), overrides, tmp_path)
     assert measured == json.loads(as_json(measured))
     assert {turn["side"]: len(turn["cells"]) for turn in measured["rounds"]} == {"tuned_peer": 4, "ours": 4}
     cells = [run for turn in measured["rounds"] for run in turn["cells"]]
@@ -113,7 +113,7 @@ def row(table: str, name: str) -> list[str]:
 
 
 def test_rates_ratios_memory_and_scores_follow_from_the_measurements(planted, tmp_path):
-    table = page.runs_table(planted)
+    table = page.sides_table(planted)
     assert row(table, "This project") == ["450 (360 to 540)", "8.3", "300", "81.5"]
     assert row(table, "Script loop") == ["27 (18 to 36)", "150.0", "500", "81.5"]
     place = tmp_path / "bench" / planted["device"] / "measurements.json"

@@ -16,9 +16,9 @@ from lora.config.run import RunConfig
 from lora.cost import subjects
 from lora.cost.efficiency import command as efficiency
 from lora.cost.efficiency.command import measured_run
-from lora.cost.efficiency.summary import document, read_summaries, summarise
+from lora.cost.efficiency.summary import build_summary, document, read_summaries
 from lora.cost.machine import COMMITTED
-from lora.cost.subjects import random_batch, serve, serving_model, training_subject
+from lora.cost.subjects import random_batch, serve_batch, serving_model, training_subject
 from lora.errors import UserError
 from lora.files import read_object
 from lora.methods.lowrank import LoraLinear
@@ -114,7 +114,7 @@ def test_merged_lora_computes_what_unmerged_does(model_dir: Path, kernels: str, 
     names = ("base", "full", "bitfit", "lora", "lora_merged")
     models = {name: serving_model(measured_run(config, name), name == "lora_merged") for name in names}
     batch = random_batch(models["base"].config, "4x12")
-    logits = {name: serve(model, batch).float() for name, model in models.items()}
+    logits = {name: serve_batch(model, batch).float() for name, model in models.items()}
     largest = logits["base"].abs().max().item()
     tolerance = 1e-5 * largest if precision == "fp32" else 0.05 * largest
     assert (logits["lora_merged"] - logits["lora"]).abs().max().item() <= tolerance
@@ -136,7 +136,7 @@ def test_paired_ratios_cancel_what_a_round_shares() -> None:
         for name, factor in (("full", 1.0), ("lora", 1.25))
         for number, ms in enumerate(slow)
     ]
-    to_full = summarise({key: {"settings": None} for key in ("full", "lora")}, samples, {})["lora"]["to_full"]
+    to_full = build_summary({key: {"settings": None} for key in ("full", "lora")}, samples, {})["lora"]["to_full"]
     assert (to_full["step_ms"]["1x8"], *to_full["step_ms_interval"]["1x8"]) == pytest.approx((1.25, 1.25, 1.25))
 
 

@@ -2,6 +2,6 @@
 
 import functools
 
-from lora.report.build import build
+from lora.report.build import build_report
 
-committed = functools.cache(build)  # of `reference/<profile>`
+committed = functools.cache(build_report)  # of `reference/<profile>`

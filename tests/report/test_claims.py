@@ -23,7 +23,7 @@ from lora.records.record import FRAME_COLUMNS
 from lora.report.claims import verdicts
 from lora.report.claims.findings import Finding, judge_difference, smallest_p
 from lora.report.claims.headlines import headlines
-from lora.report.claims.shown import closest, commit_text, to_json
+from lora.report.claims.shown import closest, commit_text, verdicts_json
 from lora.report.claims.statements import Bound, Compare, read_claims
 from lora.report.claims.verdicts import Verdict, after_holm, stated_later, verdict_on
 from lora.report.labels import setting_columns
@@ -190,7 +190,7 @@ def test_a_difference_is_judged_by_its_interval_over_at_least_five_seeds(added, 
     assert (average.low, average.high) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
     assert reason in one.reason and bool(reason) == bool(one.reason) and not one.not_glue
     assert one.others["last"].findings[0].mean == 0 and one.others["unselected"].findings[0].mean == average.mean
-    (kept,) = json.loads(to_json([one]))
+    (kept,) = json.loads(verdicts_json([one]))
     assert kept["findings"][0]["mean"] == pytest.approx(values.mean(), rel=1e-5)
     assert kept["on_last"]["findings"][0]["mean"] == 0
     assert seeds < 5 or found["houlsby_below_both"].word == "supported"

@@ -15,7 +15,7 @@ from lora.records.analysis import EXAMPLES, analysis_json, read_analyses
 from lora.records.predictions import dev_predictions
 from lora.records.record import load_records, read_record, write_record
 from lora.report.analyses.dev_intervals import bounds, check_metric, compare, main, pseudo_values
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.stats import mean_interval, seeds_and_rows
 from lora.report.terminal import markdown_report
 from lora.sweep.request import select_runs
@@ -134,7 +134,7 @@ def predicted_runs(tmp_path):
 
 def test_methods_are_compared_and_the_tables_show_it_unless_the_predictions_are_others(predicted_runs):
     results, labels = predicted_runs
-    report = build("small", OVERRIDES, results)
+    report = build_report("small", OVERRIDES, results)
     entries = compare(report, {"cola": labels})
     (entry,) = [one for one in entries if one["tasks"] == ["cola"] and ".lora-" in one["pairs"][0][0]]
     assert len(entry["pairs"]) == 2 and entry["score"] == "best"
@@ -143,7 +143,7 @@ def test_methods_are_compared_and_the_tables_show_it_unless_the_predictions_are_
     path.parent.mkdir()
     made_from = {run_id: record.predictions for run_id, record in report.state.ok.items()}
     path.write_bytes(analysis_json(made_from, entries))
-    report = build("small", OVERRIDES, results)
+    report = build_report("small", OVERRIDES, results)
     (pairs,) = [table for table in report.tables if table.name == "pairs"]
     assert pairs.cells["... over examples"].item() == f"{entry['examples_low']:+.1f} to {entry['examples_high']:+.1f}"
     (claim,) = [each for each in report.verdicts if each.claim.id == "lora_as_good_as_full"]
@@ -154,7 +154,7 @@ def test_methods_are_compared_and_the_tables_show_it_unless_the_predictions_are_
         ({}, [{"one": "A", "other": "B", "pairs": 2}], "an older version"),
     ):
         path.write_bytes(analysis_json(made_from, older))
-        report = build("small", OVERRIDES, results)
+        report = build_report("small", OVERRIDES, results)
         assert len(report.problems) == 1 and "python -m lora analyse intervals" in report.problems[0]
         assert word in report.problems[0] and "left out" in markdown_report(report)
 
@@ -184,8 +184,10 @@ def test_the_hash_of_the_predictions_is_checked(predicted_runs):
 def test_the_command_writes_its_file_and_without_labels_it_is_an_error(predicted_runs, monkeypatch):
     results, labels = predicted_runs
     path = results / "small" / "analysis" / EXAMPLES
-    monkeypatch.setattr("lora.report.analyses.dev_intervals.build", lambda name, given: build(name, given, results))
-    monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {"cola": labels})
+    monkeypatch.setattr(
+        "lora.report.analyses.dev_intervals.build_report", lambda name, given: build_report(name, given, results)
+    )
+    monkeypatch.setattr("lora.report.analyses.dev_intervals.read_dev_labels", lambda _: {"cola": labels})
     given = argparse.Namespace(profile="small", overrides=OVERRIDES)
     main(given)
     written = json.loads(path.read_bytes())
@@ -208,11 +210,11 @@ def test_the_command_writes_its_file_and_without_labels_it_is_an_error(predicted
         for record in load_records(results / "small")[0]:
             data = record.provenance["data"] | {"dev_fingerprint": rows}
             write_record(results / "small", replace(record, provenance=record.provenance | {"data": data}))
-        assert "python -m lora analyse intervals" in build("small", OVERRIDES, results).problems[0]
+        assert "python -m lora analyse intervals" in build_report("small", OVERRIDES, results).problems[0]
         main(given)
-        assert not build("small", OVERRIDES, results).problems
+        assert not build_report("small", OVERRIDES, results).problems
     path.unlink()
-    monkeypatch.setattr("lora.report.analyses.dev_intervals.read_labels", lambda _: {})
+    monkeypatch.setattr("lora.report.analyses.dev_intervals.read_dev_labels", lambda _: {})
     with pytest.raises(UserError, match="nothing can be compared"):
         main(given)
     assert not path.exists()

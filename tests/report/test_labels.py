@@ -5,7 +5,7 @@ import tiny
 from machines import inject
 from synthetic import populate
 
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.command import files
 from lora.report.terminal import reference_lines
 
@@ -14,7 +14,7 @@ ONE = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train
 
 
 def tables_of(folder, profile="mini", arguments=()):
-    report = build(profile, arguments, folder)
+    report = build_report(profile, arguments, folder)
     return report, {table.name: table.cells for table in report.tables}
 
 
@@ -133,5 +133,5 @@ def test_the_files_of_a_reference_do_not_follow_the_machine(tmp_path, monkeypatc
     written = []
     for precision in ("bf16", "fp32"):
         inject(monkeypatch, precision)
-        written.append(files(build("reference/mini", arguments, tmp_path)))
+        written.append(files(build_report("reference/mini", arguments, tmp_path)))
     assert written[0] == written[1]

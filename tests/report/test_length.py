@@ -8,7 +8,7 @@ from scipy import stats
 from synthetic import populate
 
 from lora.errors import UserError
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.comparisons import change_table
 from lora.report.gather import gather
 
@@ -27,7 +27,7 @@ def with_interval(*values: float) -> str:
 
 
 def cells_of(results) -> pd.DataFrame:
-    (table,) = [table for table in build("long", GIVEN, results).tables if table.name == "length"]
+    (table,) = [table for table in build_report("long", GIVEN, results).tables if table.name == "length"]
     assert list(table.cells.columns) == ["Task", "Method", "10 epochs", "20 epochs", "Change", "Pairs"]
     return table.cells.set_index("Method").drop(columns="Task")
 

@@ -21,7 +21,7 @@ from lora.files import ROOT, write_atomically
 from lora.records.analysis import EXAMPLES, OWN_ROWS, Analyses, analysis_json, comparison_key
 from lora.records.record import write_record
 from lora.report.analyses.dev_intervals import comparisons
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.command import print_sweep
 from lora.report.comparisons import answers, pairs_table
 from lora.report.labels import setting_labels
@@ -63,7 +63,7 @@ def moods(tmp_path):
 
 def test_a_task_of_ones_own_gets_an_answer(moods):
     folder, asked = moods
-    report = build("own", asked, folder)
+    report = build_report("own", asked, folder)
     values = 1.0 + np.arange(1, 6)  # LoRA minus full, in points
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     (line,) = report.answers
@@ -82,7 +82,7 @@ def test_what_a_command_states_for_some_methods_alone_is_named_and_other_rows_or
         ["method=pfeiffer", "data.train_rows=3"],
     ):
         populate(folder / "own", "own", [task, *words, *more])
-    report = build("own", [task], folder)
+    report = build_report("own", [task], folder)
     (table,) = (table for table in report.tables if table.name == "table2_own")
     names = {name.partition(", ")[0]: name for name in table.cells["Method"].str.replace(", r8", " r8")}
     assert "class_weights=balanced" in names["DoRA (qv r8)"] and "class_weights" not in names["Full fine-tuning"]
@@ -96,7 +96,7 @@ def test_lines_of_conf_hparams_that_a_command_states_are_terms_too(tmp_path):
     asked = [f"task={write_task(tmp_path / 'data')}", "seed=1,2,3,4,5", "experiment=own_task", *FIXED]
     for words in (["method=full", "hparams.default.batch=4"], ["method=lora", "hparams.default.epochs=2"]):
         populate(tmp_path / "own", "own", [*asked, *words], of_method(full=0.70, lora=0.71))
-    report = build("own", [asked[0], "hparams.default.epochs=2"], tmp_path)
+    report = build_report("own", [asked[0], "hparams.default.epochs=2"], tmp_path)
     (table,) = (table for table in report.tables if table.name == "table2_own")
     assert table.cells["Method"].tolist() == ["Full fine-tuning, batch=4, epochs=10", "LoRA (qv, r8), epochs=2"]
     assert report.answers == ()
@@ -113,7 +113,7 @@ def test_a_run_at_the_rate_that_was_chosen_on_its_seed_stands_apart(moods):
     rate = Rate(tried.model, tried.config.protocol, tried.task.name, "lora", 1e-3, (6, 9), {1e-3: 0.5, 1e-2: 0.4})
     write_rates(folder / "own" / "rates.yaml", [rate])
     populate(folder / "own", "own", [task, "method=lora", "seed=9", "rates=null", "experiment=own_task", *FIXED])
-    report = build("own", [task], folder)
+    report = build_report("own", [task], folder)
     tables = {table.name: table for table in report.tables}
     assert tables["table2_own"].values["Seeds"].map(str).tolist() == ["7", "6"]
     assert tables["own_own"].values["Seeds"].map(str).tolist() == ["2"]
@@ -125,7 +125,7 @@ def test_without_a_plan_runs_of_other_epochs_are_not_compared(tmp_path):
     for words in (["method=full"], ["method=lora", "train.epochs=1"]):
         populate(tmp_path / "own", "own", [*asked, *words], of_method(full=0.70, lora=0.71))
     (tmp_path / "own" / "plan.json").unlink()
-    report = build("own", asked[:1], tmp_path)
+    report = build_report("own", asked[:1], tmp_path)
     (table,) = (table for table in report.tables if table.name == "table2_own")
     assert table.cells["Method"].tolist() == ["Full fine-tuning, epochs=10", "LoRA (qv, r8), epochs=1"]
     assert report.answers == ()
@@ -135,7 +135,7 @@ def test_costs_of_two_kernels_stand_in_lines_of_their_own(tmp_path):
     asked = [f"task={write_task(tmp_path / 'data')}", "experiment=own_task", "train.precision=fp32", "method=lora"]
     for kernels in ("fused", "stock"):
         populate(tmp_path / "own", "own", [*asked, f"train.kernels={kernels}", "seed=1"])
-    (table,) = (table for table in build("own", asked[:1], tmp_path).tables if table.name == "costs_own")
+    (table,) = (table for table in build_report("own", asked[:1], tmp_path).tables if table.name == "costs_own")
     assert table.cells["Kernels"].tolist() == ["fused", "stock"] and "Precision" not in table.cells
 
 
@@ -153,7 +153,7 @@ def test_the_readmes_task_gives_the_output_that_the_readme_shows(tmp_path, monke
     write_rates(rates, [Rate(*names, method, 3e-3, (0,), tried) for method in ("full", "houlsby", "lora")])
     points = {"full": [0] * 5, "lora": [-3, 1, -2, 2, -3], "houlsby": [-4, 2, -1, -3, 0]}
     populate(tmp_path / "own", "own", asked, lambda run: 0.835 + points[run.method][run.seed - 1] / 100)
-    report, ends = build("own", asked, tmp_path), {"examples_low": -4.0, "examples_high": 4.0}
+    report, ends = build_report("own", asked, tmp_path), {"examples_low": -4.0, "examples_high": 4.0}
     ends |= {"tasks": [one.task], "both_low": -4.0, "both_high": 4.0}
     pairs = [{"pairs": sorted(runs), "score": score, **ends} for runs, score in comparisons(report)]
     lines = [{"name": name, "value": 50.0, "low": 43.0, "high": 57.0} for name in BASELINES]
@@ -260,7 +260,7 @@ def test_a_default_rate_that_tune_finds_best_is_tuned_and_stays_so_without_the_f
     for run in (run for run in runs if run.method == "lora"):
         write_run(folder / "own", run, 0.71 + 0.01 * run.seed)
     for chosen in ("tuned, of 3", "tuned"):
-        report = build("own", asked[1:2], folder)
+        report = build_report("own", asked[1:2], folder)
         assert report.answers[0].endswith("n = 5: higher")
         (rates,) = (table for table in report.tables if table.name == "rates_own")
         assert [text.removesuffix(", at the edge") for text in rates.cells["Chosen"]] == [chosen, chosen]
@@ -272,14 +272,14 @@ def test_two_tasks_of_ones_own_get_an_answer_each_and_no_average(moods):
     other = write_task(folder / "data", "scores", metric="f1")
     of_other = [f"task={other}", *asked[1:]]
     populate(folder / "own", "own", of_other, of_method(full=0.70, lora=0.60))
-    both = build("own", [f"task={asked[0].partition('=')[2]},{other}", *asked[1:]], folder)
+    both = build_report("own", [f"task={asked[0].partition('=')[2]},{other}", *asked[1:]], folder)
     assert [("moods-" in line, "scores-" in line, line.rpartition(": ")[2]) for line in both.answers] == [
         (True, False, "higher"),
         (False, True, "lower"),
     ]
     assert all("Avg." not in set(table.cells.astype(str).to_numpy().ravel()) | {*table.cells} for table in both.tables)
     assert len(both.figures["parameters_own"]["panels"]) == 2
-    (line,) = build("own", of_other, folder).answers
+    (line,) = build_report("own", of_other, folder).answers
     assert "scores-" in line
 
 
@@ -299,7 +299,7 @@ def test_scores_on_different_numbers_of_train_rows_are_told_apart():
 def test_untuned_rates_stand_above_the_table_and_tuning_runs_are_in_none(moods):
     folder, asked = moods
     tuned(folder / "own", asked[0].removeprefix("task="), [1e-4, 3e-4])
-    tables = {table.name: table for table in build("own", asked, folder).tables}
+    tables = {table.name: table for table in build_report("own", asked, folder).tables}
     assert "Untuned rates" in tables["table2_own"].banner and set(tables["table2_own"].cells["Seeds"]) == {"5"}
     assert set(tables["rates_own"].cells["Chosen"]) == {"default, not tuned for this task"}
 
@@ -364,7 +364,7 @@ def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge(tmp_path):
         write_rates(path, [Rate(one.model.name, one.protocol, one.task, *rate, (0,), tried) for rate in rates.items()])
 
     def chosen(*more):
-        tables = {table.name: table for table in build("own", [*asked, *more], tmp_path).tables}
+        tables = {table.name: table for table in build_report("own", [*asked, *more], tmp_path).tables}
         return tables["rates_own"].cells.set_index("Method")["Chosen"].to_dict()
 
     write(lora=3e-3, vera=1e-2)
@@ -374,7 +374,7 @@ def test_a_tuned_rate_says_of_how_many_and_whether_it_is_at_the_edge(tmp_path):
     smaller = {"LoRA (qv, r4)": "tuned, of 3"}
     assert chosen("method=lora,vera") == names | smaller
     assert chosen("method=lora", "method.rank=4") == smaller
-    runs = build("own", [*asked, "method=lora,vera"], tmp_path).gathered.runs
+    runs = build_report("own", [*asked, "method=lora,vera"], tmp_path).gathered.runs
     assert set(rates_table(runs, [])["Chosen"]) == {"tuned"}
 
 
@@ -385,7 +385,7 @@ def test_all_rows_are_one_run_however_they_were_asked_for(moods):
         populate(folder / "own", "own", [*asked, f"data.train_rows={rows}"], of_method(full=0.70, lora=0.71))
     for path in sorted((folder / "own" / "runs").glob("*.lora-*.s1-*"))[:2]:
         path.unlink()
-    tables = {table.name: table for table in build("own", [], folder).tables}
+    tables = {table.name: table for table in build_report("own", [], folder).tables}
     assert tables["table2_own"].cells["Seeds"].tolist() == ["5", "5"] and "own_own" not in tables
 
 
@@ -398,7 +398,7 @@ def test_rows_say_in_what_they_differ_from_those_of_another_table(moods):
     for asked_too in ([*other, "train.lr=0.05", "train.epochs=1"], [task, "method=vera", "seed=1", *same, targets]):
         for run in select_runs("own", asked_too):
             write_run(folder / "own", run, 0.6)  # not in the plan
-    tables = {table.name: table for table in build("own", [], folder).tables}
+    tables = {table.name: table for table in build_report("own", [], folder).tables}
     assert tables["table2_own"].cells["Method"].tolist() == ["Full fine-tuning", "LoRA (qv, r8)"]
     rows = tables["own_own"].cells["Method"].tolist()
     assert rows[0] == "LoRA (qv, r8), lr=0.05, epochs=1"

@@ -17,7 +17,7 @@ from lora.files import read_object
 from lora.records.analysis import OWN_ROWS, analysis_json
 from lora.records.record import load_records
 from lora.report.analyses.own_rows import baselines, by_class, error_rows, metric_of, tf_idf
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.own import errors_table
 from lora.report.plots import draw
 
@@ -118,7 +118,7 @@ def test_scores_have_a_mean_a_ridge_and_residuals(own, tmp_path):
         write_csv(tmp_path / "data" / f"{split}.csv", scores, ("row", "mood"))
     path = write_task(tmp_path / "data", "scores", columns=["row"], labels=None, range=[0, 2], metric="pearson")
     assert main([*own, f"task={path}", "method=full", "seed=1,2"]) == 0
-    report = build("own", [f"runtime.results={tmp_path}/results"])
+    report = build_report("own", [f"runtime.results={tmp_path}/results"])
     (table,) = [table for table in report.tables if table.name == "table2_own"]
     assert table.cells["Method"].tolist()[1:] == ["Mean of the train scores", "TF-IDF, ridge"]
     (name,) = (one for one in report.figures if one.startswith("scatter_"))
@@ -153,7 +153,9 @@ def test_test_rows_are_scored_at_the_best_epoch_and_choose_nothing(own, model_di
         right = np.mean(pd.read_csv(predicted)["prediction"] == [mood for _, mood in learnable(50, 3)])
         assert one.selected["test"] == {"value": right, "rows": 50}
         assert [epoch["epoch"] for epoch in one.epochs if "test" in epoch["metrics"]][-1] == best
-    (table,) = [table for table in build("own", [f"runtime.results={results}"]).tables if table.name == "test_own"]
+    (table,) = [
+        table for table in build_report("own", [f"runtime.results={results}"]).tables if table.name == "test_own"
+    ]
     scores = [both[True].selected["test"]["value"] for both in pairs.values()]
     assert table.values["Test"].item().number == pytest.approx(100 * np.mean(scores))
     write_csv(tmp_path / "data" / "test.csv", learnable(50, 4))
@@ -166,7 +168,7 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys):
     assert main([*own, f"task={path}", "method=full,lora", "seed=1,2,3"]) == 0
     out = capsys.readouterr().out
     assert "data:    train rows by class" in out and "for other seeds and rows" in out
-    report = build("own", [f"runtime.results={results}"])
+    report = build_report("own", [f"runtime.results={results}"])
     tables = {table.name: table for table in report.tables}
     (task,) = report.gathered.runs["task"].unique()
     assert {"Most frequent class", "TF-IDF, logistic regression"} <= set(tables["table2_own"].cells["Method"])
@@ -181,19 +183,21 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys):
     assert main([*own, f"task={second}", "method=lora", "seed=1,2,3"]) == 0
     assert "data:    the test rows have no labels in column mood, and are not scored" in capsys.readouterr().out
     assert main([*own, f"task={path}", "method=bitfit", "seed=1,2,3"]) == 0
-    both = build("own", [f"runtime.results={results}"])
+    both = build_report("own", [f"runtime.results={results}"])
     assert {task, *both.gathered.runs["task"]} == {*both.analyses.own_rows} and len(both.analyses.own_rows) == 2
     assert len(both.analyses.own_rows[task]["methods"]) == 3, "of all methods, whichever the last launch had"
     (costs,) = (table.cells for table in both.tables if table.name == "costs_own")
     assert len(costs) == 4 and set(costs["Task"]) == {*both.analyses.own_rows}
-    assert build("own", [f"runtime.results={results}", "method=lora"]).problems == (), "of a part, from the whole's"
+    assert build_report("own", [f"runtime.results={results}", "method=lora"]).problems == (), (
+        "of a part, from the whole's"
+    )
     (pairs,) = (table.cells for table in both.tables if table.name == "pairs_own")
     of_task = pairs[pairs["Task"].str.startswith(task)]
     assert len(of_task) == 3 and not (of_task["... over both"] == "-").all()
 
     def classes(*words):
         """The report, the number of runs by task in the table of classes, and its note."""
-        report = build("own", [f"runtime.results={results}", *words])
+        report = build_report("own", [f"runtime.results={results}", *words])
         (table,) = (table for table in report.tables if table.name == "classes_own")
         return report, {(row["Task"], row["Method"]): row["Runs"] for _, row in table.values.iterrows()}, table.notes
 
@@ -211,5 +215,5 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys):
     content = read_object(results / "analysis" / OWN_ROWS)
     older = [{key: value for key, value in entry.items() if key != "leaked"} for entry in content["entries"]]
     (results / "analysis" / OWN_ROWS).write_bytes(analysis_json(content["made_from"], older))
-    (problem,) = build("own", [f"runtime.results={results}"]).problems
+    (problem,) = build_report("own", [f"runtime.results={results}"]).problems
     assert "was made by an older version: rebuild it" in problem

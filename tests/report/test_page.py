@@ -13,8 +13,8 @@ import pytest
 from stages import BROWSERS
 from synthetic import populate
 
-from lora.report.build import build
-from lora.report.command import write
+from lora.report.build import build_report
+from lora.report.command import write_report
 from lora.report.runs import task_labels
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no browser")]
@@ -85,7 +85,7 @@ addEventListener("message", (event) => { document.querySelector("#found").textCo
 def page(tmp_path_factory) -> Path:
     results = tmp_path_factory.mktemp("results")
     populate(results / "small", "small", GRID)
-    write(build("small", GRID, results), results / "small")
+    write_report(build_report("small", GRID, results), results / "small")
     return results / "small" / "report.html"
 
 
@@ -128,7 +128,7 @@ def test_it_renders_and_sorts(page, tmp_path):
     for points, across, up in ((found["points"], "x", "y"), (found["turned"], "y", "checkpoint_bytes")):
         assert np.argsort([x for x, _ in points]).tolist() == np.argsort(places[across]).tolist()
         assert np.argsort([-y for _, y in points]).tolist() == np.argsort(places[up]).tolist()
-    cell = build("small", GRID, page.parents[1]).cells.iloc[0]
+    cell = build_report("small", GRID, page.parents[1]).cells.iloc[0]
     assert found["dialog"] == [True, f"{cell['label']}, {task_labels(pd.DataFrame([cell]))[cell['task']]}"]
     assert len(found["runs"]) == cell["n"] == 2
     assert found["findings"][0] == 0 < 500 < found["findings"][1] <= 1400

@@ -12,8 +12,8 @@ from synthetic import noise, populate, synthetic_record
 from lora.config.plan import add_to_plan
 from lora.files import ROOT
 from lora.records.record import load_curves, load_frame, load_records, write_record
-from lora.report.build import build
-from lora.report.claims.shown import to_json, verdict_table, word_text
+from lora.report.build import build_report
+from lora.report.claims.shown import verdict_table, verdicts_json, word_text
 from lora.report.claims.statements import read_claims
 from lora.report.runs import method_label
 from lora.sweep.request import select_runs
@@ -46,7 +46,7 @@ def report(tmp_path_factory, runs):
     for run in runs:
         record = with_scores(run, 0.9 + 0.001 * noise(f"best {run.run_id}"), unselected(run))
         write_record(results / "layers", record)
-    return build("layers", ["experiment=layers"], results)
+    return build_report("layers", ["experiment=layers"], results)
 
 
 def test_every_claim_is_judged_by_the_unselected_score(report, runs):
@@ -70,7 +70,7 @@ def test_the_rates_tried_for_layers_are_not_in_the_claim_about_loras_rate(tmp_pa
     """They have a rate of the head, and full fine-tuning's have not."""
     runs = populate(tmp_path / "layers", "layers", ["experiment=learning_rate"])
     assert {run.slug for run in runs} >= {"full", "lora-qv-r8"}
-    report = build("layers", ["experiment=learning_rate"], tmp_path)
+    report = build_report("layers", ["experiment=learning_rate"], tmp_path)
     assert "lora_takes_ten_times_the_rate" not in {each.claim.id for each in report.verdicts}
 
 
@@ -109,7 +109,7 @@ def test_the_rule_about_the_heads_rate(tmp_path, lead, gain, start):
         points = added.get((run.method, run.config.train.head_lr), 0.0)
         record = with_scores(run, 0.9, 0.7 + points / 100 + 0.001 * noise(run.run_id))
         write_record(tmp_path / "layers", record)
-    report = build("layers", ["experiment=head_rate"], tmp_path)
+    report = build_report("layers", ["experiment=head_rate"], tmp_path)
     (table,) = [table for table in report.tables if table.name == "head_rate"]
     assert table.notes[0].startswith(start) and len(table.cells) == 6
 
@@ -121,7 +121,7 @@ def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp
         value = 0.7 - abs(math.log10(run.config.train.lr / best)) / 10
         record = with_scores(run, 0.9 - value / 10, value)  # the best epoch would choose another
         write_record(tmp_path / "layers", record)
-    report = build("layers", [], tmp_path)
+    report = build_report("layers", [], tmp_path)
     (table,) = [table for table in report.tables if table.name == "learning_rate"]
     cells = table.cells[table.cells["Taken"] != ""].set_index("Method")[["Learning rate", "Taken"]]
     assert cells.loc["LoRA (if, r4), MRPC"].tolist() == ["0.001", "yes (edge)"]
@@ -136,7 +136,7 @@ def test_where_the_best_epoch_says_otherwise_both_words_are_shown(report):
     table = verdict_table([by_id["all_layers_above_qv_on_mrpc"]])
     assert list(table["Score"]) == ["Unselected"] and {"Best epoch", "Last epoch"} <= set(table)
     assert table["Unselected"].eq("-").all()  # it is what was found
-    (kept,) = json.loads(to_json([by_id["all_layers_above_qv_on_mrpc"]]))
+    (kept,) = json.loads(verdicts_json([by_id["all_layers_above_qv_on_mrpc"]]))
     assert kept["verdict"] == "supported" and kept["on_best"]["verdict"] != "supported" and "unselected" not in kept
 
 

@@ -12,7 +12,7 @@ from lora.config.compose import CONF
 from lora.config.run import PlannedRun
 from lora.data.metrics import LOWER
 from lora.records.record import load_curves
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.gather import Gathered, gather
 from lora.report.rates import best_rate_by_label, learning_rate_table, tried_rows
 from lora.table import Table
@@ -80,7 +80,7 @@ def test_a_grid_with_a_gap_takes_nothing(tried):
 
 def test_seed_0_is_in_no_other_table(tried):
     populate(tried / "small", "small", ["experiment=glue_table2"])
-    report = build("small", (), tried)
+    report = build_report("small", (), tried)
     assert not report.state.extra and any(table.name == "learning_rate" for table in report.tables)
     assert not set(report.gathered.runs["run_id"]) & set(report.gathered.tried["run_id"])
     assert set(report.cells["planned"]) == {3, 5} and report.gathered.frame["seed"].eq(0).sum() == 30

@@ -22,7 +22,7 @@ from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.analysis import Analyses
 from lora.records.record import load_curves, load_frame, read_record, write_record
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.catalogue import PAPER_ROWS, TABLES, sections_of
 from lora.report.command import files, main_block, pages, print_sweep, read_pictures
 from lora.report.experiments import REPEATED
@@ -194,7 +194,7 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def whole(synthetic):
     """The report of all synthetic records."""
-    return build("small", FULL, synthetic)
+    return build_report("small", FULL, synthetic)
 
 
 def changed(results, tmp_path, pattern, value):
@@ -214,7 +214,7 @@ def changed(results, tmp_path, pattern, value):
 def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp_path):
     """LoRA on STS-B is in Tables 2, 5 and 6, the verdicts and all figures. LoRA on RTE is in the table of the start."""
     before = whole
-    after = build("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
+    after = build_report("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
     assert set(files(before)) == set(files(after))
     assert not {path for path in files(before) if files(before)[path] == files(after)[path]}
     assert main_block(before) != main_block(after) and markdown_report(before) != markdown_report(after)
@@ -235,7 +235,7 @@ def test_what_is_missing_failed_broken_or_extra_is_named(synthetic, tmp_path):
     write_record(folder, dataclasses.replace(one, status="failed", error="the loss is not finite at step 7"))
     (folder / "runs" / "junk.json").write_text(json.dumps({"a": 1}))
     write_record(folder, dataclasses.replace(one, run_id="minilm.full.cola.s99-00000000"))
-    report = build("small", FULL, copy)
+    report = build_report("small", FULL, copy)
     assert f"- missing: `{gone_id}`" in markdown_report(report)
     assert f"- failed: `{one.run_id}`: the loss is not finite at step 7" in markdown_report(report)
     assert "- extra, not used: `minilm.full.cola.s99-00000000`" in markdown_report(report)
@@ -304,7 +304,9 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(tmp_pa
     stale.parent.mkdir()
     stale.write_text("")
     monkeypatch.setattr("lora.report.command.ROOT", root)
-    monkeypatch.setattr("lora.report.command.build", lambda name, given: build(name, PART, root / "results"))
+    monkeypatch.setattr(
+        "lora.report.command.build_report", lambda name, given: build_report(name, PART, root / "results")
+    )
     before = contents(root)
     assert main(["report", "reference/small"]) == 1, "incomplete"
     assert main(["report", "reference/small", *PART, "--pages"]) == 2

@@ -15,7 +15,7 @@ from lora.records.analysis import SUBSPACES, analysis_json, read_analyses
 from lora.records.record import adapter_path
 from lora.report.adapter_tables import table7
 from lora.report.analyses import subspaces
-from lora.report.analyses.subspaces import amplification, analyse, read_adapter, similarity
+from lora.report.analyses.subspaces import amplification, read_saved, similarity, subspace_cases
 from lora.rng import gaussian
 
 RANDOM = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def trained(tiny_config, small_ranks):
     for rank, seed in ((2, 1), (6, 1), (6, 2)):
         config = tiny_config("method=lora", f"method.rank={rank}", f"seed={seed}", "runtime.save_adapter=true")
         record = ensure_record(config, mistakes_fail=False)
-        found["bert", "cola", rank, seed] = read_adapter(record, planned(config))
+        found["bert", "cola", rank, seed] = read_saved(record, planned(config))
     return found
 
 
@@ -89,7 +89,7 @@ def lora_a_at_start(model, config, name):
 
 
 def test_trained_adapters_give_table_7_and_figures_3_and_4(trained, tmp_path):
-    cases, used = analyse(trained)
+    cases, used = subspace_cases(trained)
     assert used == {saved.record.run_id for saved in trained.values()}
     assert sorted(case["kind"] for case in cases) == ["amplification"] * 4 + ["ranks of two seeds"] * 4 + ["seeds"] * 3
     small, large = trained["bert", "cola", 2, 1], trained["bert", "cola", 6, 1]
@@ -134,10 +134,10 @@ def test_an_adapter_that_is_not_the_records_is_refused(trained):
     path = adapter_path(saved.run.config.runtime.outputs, saved.record.run_id)
     other = dataclasses.replace(saved.record, adapter="0" * 64)
     with pytest.raises(UserError, match=r"not the adapter that the record"):
-        read_adapter(other, saved.run)
+        read_saved(other, saved.run)
     path.write_bytes(b"junk")
     with pytest.raises(UserError, match=r"not a whole safetensors file"):
-        read_adapter(dataclasses.replace(saved.record, adapter=hashlib.sha256(b"junk").hexdigest()), saved.run)
+        read_saved(dataclasses.replace(saved.record, adapter=hashlib.sha256(b"junk").hexdigest()), saved.run)
     weights = {"weights": "sha256:other"}
     moved = dataclasses.replace(saved, record=dataclasses.replace(saved.record, provenance=weights))
     with pytest.raises(UserError, match=r"other weights than"):

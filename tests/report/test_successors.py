@@ -7,7 +7,7 @@ from synthetic import populate
 
 from lora.config.compose import compose_run
 from lora.files import ROOT
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.claims.headlines import read_findings
 
 GIVEN = ["experiment=successors"]
@@ -31,7 +31,7 @@ def value(run):
 def report(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
     populate(results / "long", "long", GIVEN, value=value)
-    return build("long", GIVEN, results)
+    return build_report("long", GIVEN, results)
 
 
 def test_each_method_has_its_rate_and_its_difference_from_lora(report):
@@ -98,7 +98,7 @@ def test_runs_at_rates_of_their_own_are_set_beside_the_reference(tmp_path):
     given = [*GIVEN, "task=stsb", "seed=6,7", "method=lora,dora"]
     for folder in ("long", "reference/long"):
         populate(tmp_path / folder, "long", given, value=value)
-    (table,) = [table for table in build("long", (), tmp_path).tables if table.name == "reference"]
+    (table,) = [table for table in build_report("long", (), tmp_path).tables if table.name == "reference"]
     assert table.cells[["Method", "Seeds", "Change"]].values.tolist() == [
         ["LoRA (qv, r8)", "2", "+0.0"],
         ["DoRA (qv, r8)", "2", "+0.0"],

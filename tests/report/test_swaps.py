@@ -14,8 +14,8 @@ from lora.methods.lowrank import LoraLinear
 from lora.models.load import load_encoder
 from lora.records.analysis import SUBTRACTION, SWAP, analysis_json, read_analyses
 from lora.report.analyses import swaps
-from lora.report.analyses.swaps import SWAPS, analyse, same_bits, subtraction
-from lora.report.build import build
+from lora.report.analyses.swaps import SWAPS, same_bits, subtraction, swap_cases
+from lora.report.build import build_report
 from lora.sweep.request import select_runs
 
 CYCLES = 40
@@ -36,7 +36,7 @@ def trained(tiny_config):
 
 def test_trained_adapters_leave_w0_as_it_was_in_every_dtype(trained, tmp_path):
     adapters, records = trained
-    cases = analyse(adapters, CYCLES)
+    cases = swap_cases(adapters, CYCLES)
     assert all(case["runs"] == sorted(records) for case in cases)
     assert [(case["trials"], case["failures"]) for case in cases] == [(CYCLES, 0)] * 3
     assert [case["label"].rpartition(" ")[2] for case in cases] == ["fp32", "bf16", "fp16"]
@@ -85,7 +85,7 @@ def test_a_swap_that_adds_and_subtracts_is_seen_to_drift(trained, monkeypatch):
 
     monkeypatch.setattr(swaps, "swap", add)
     monkeypatch.setattr(swaps, "unmerge", subtract)
-    assert all(case["failures"] >= CYCLES - 1 for case in analyse(trained[0], CYCLES))
+    assert all(case["failures"] >= CYCLES - 1 for case in swap_cases(trained[0], CYCLES))
 
 
 def test_bits_are_compared_not_values():
@@ -109,5 +109,7 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch):
     for file, count in ((SWAP, 3), (SUBTRACTION, 9)):
         content = json.loads((tmp_path / "results" / "small" / "analysis" / file).read_bytes())
         assert len(content["made_from"]) == 2 and len(content["entries"]) == count
-    (table,) = [table for table in build("small", given, tmp_path / "results").tables if table.name == "subtraction"]
+    (table,) = [
+        table for table in build_report("small", given, tmp_path / "results").tables if table.name == "subtraction"
+    ]
     assert len(table.cells) == 9 and table.cells["Swaps"].tolist() == ["1", "100", "1,000"] * 3

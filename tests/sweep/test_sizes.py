@@ -17,9 +17,9 @@ from lora.data.own_task import read_task
 from lora.data.read import read
 from lora.errors import UserError
 from lora.records.record import load_records
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.report.gather import gather
-from lora.report.train_rows import sentences, with_sizes
+from lora.report.train_rows import size_sentences, with_sizes
 from lora.sweep.request import check_tuning, grids_text, select_runs
 from lora.sweep.sizes import halves
 from lora.sweep.tune import rate_grids
@@ -111,7 +111,7 @@ def score(run):
 def test_a_report_says_what_more_rows_add_and_which_method_is_ahead(asked, tmp_path):
     runs = populate(tmp_path / "results", "own", [*asked, "method=full,lora"], score)
     of = {(run.method, run.train_rows, run.seed): 100 * score(run) for run in runs}
-    report = build("own", asked)
+    report = build_report("own", asked)
 
     def shown(values):
         low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
@@ -145,7 +145,7 @@ def test_the_method_ahead_is_that_of_the_seeds_that_all_methods_have(asked, tmp_
     for method, seeds in (("lora", "1,2,3,4,5"), ("full", "1,2,3,4,5,6,7,8,9")):
         words = [*asked, f"method={method}", f"seed={seeds}", "data.train_rows=56,null"]
         populate(tmp_path / "results", "own", words, lambda run: level[run.method](run.seed) + 1e-4 * noise(run.run_id))
-    lines = [line for line in build("own", asked[1:2]).answers if line.startswith("At ")]
+    lines = [line for line in build_report("own", asked[1:2]).answers if line.startswith("At ")]
     assert len(lines) == 2 and all("Full fine-tuning is ahead: +2.0 (" in line and "n = 5" in line for line in lines)
 
 
@@ -156,7 +156,7 @@ def test_a_gain_between_rates_that_were_tuned_unlike_is_not_judged(asked, tmp_pa
     for few, word in ((whole, "higher"), ({1e-3: 0.5, 1e-2: 0.4}, "not judged, because the learning rates")):
         origin = {size: Rate(*place, tried, size % 900 or None) for size, tried in ((56, few), (900, whole))}
         origins = {run.run_id: f"tuned, of {origin[run.size].tuned_alike}" for run in runs.itertuples()}
-        (line,) = sentences(runs, origins)
+        (line,) = size_sentences(runs, origins)
         assert f"n = 5: {word}" in line
 
 
@@ -164,7 +164,7 @@ def test_a_metric_of_which_less_is_better_is_named(asked, tmp_path):
     populate(tmp_path / "results", "own", [*asked, "method=lora"], score)
     gathered = gather("own", asked[1:2])
     runs = with_sizes(gathered.runs.assign(metric=f"loss{LOWER}"))
-    (line,) = sentences(runs, {})
+    (line,) = size_sentences(runs, {})
     assert f"{LOWER}: 900 train rows instead of 450" in line
 
 
@@ -172,7 +172,7 @@ def test_a_collapsed_run_without_a_score_is_named(asked, tmp_path):
     populate(tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=56,null"], score)
     runs = with_sizes(gather("own", asked[1:2]).runs)
     lost = runs["seed"].eq(3) & runs["size"].eq(56)
-    (line,) = sentences(runs.assign(best=runs["best"].mask(lost), collapsed=lost.astype(float)), {})
+    (line,) = size_sentences(runs.assign(best=runs["best"].mask(lost), collapsed=lost.astype(float)), {})
     assert "n = 4: " in line and line.endswith(" (1 of 10 runs collapsed)")
 
 
@@ -181,7 +181,7 @@ def test_methods_that_were_not_tuned_alike_are_not_compared(asked, tmp_path):
     task = select_runs("own", [*asked, "method=full", "seed=1"])[0].task.name
     write_rates(tmp_path / "results" / "rates.yaml", [Rate("minilm", "ours", task, "full", 1e-4, (0,), {1e-4: 0.5})])
     populate(tmp_path / "results", "own", [*asked, "method=full", f"rates={tmp_path}/results/rates.yaml"], score)
-    compared = [line for line in build("own", asked).answers if line.startswith("At ")]
+    compared = [line for line in build_report("own", asked).answers if line.startswith("At ")]
     assert len(compared) == 2 and all(
         "not judged, because the learning rates were not chosen alike" in c for c in compared
     )
@@ -203,7 +203,7 @@ def test_methods_and_sizes_of_a_seed_share_its_train_rows(tmp_path, model_dir, c
     assert main(["-m", "profile=own", *words, "train.epochs=1"]) == 0
     out = capsys.readouterr().out
     assert "8 runs of rows, on 32, 64 train rows" in out and "64 train rows instead of 32" in out
-    (tested,) = (table for table in build("own", words[-2:]).tables if table.name == "rows_test_own")
+    (tested,) = (table for table in build_report("own", words[-2:]).tables if table.name == "rows_test_own")
     assert tested.cells[["Method", "Train rows", "Runs"]].values.tolist() == [
         [method, size, "2"] for size in ("32", "64") for method in ("Full fine-tuning", "LoRA (qv, r8)")
     ]
@@ -256,7 +256,7 @@ def test_the_claims_on_labels_are_judged_at_their_size_on_the_average_of_both_ta
 
     runs = populate(tmp_path / "rows", "rows", ["experiment=rows", *FIXED], drawn)
     of = {(run.method, run.train_rows, run.task.name, run.seed): 100 * drawn(run) for run in runs}
-    verdicts = {verdict.claim.id: verdict for verdict in build("rows", [], tmp_path).verdicts}
+    verdicts = {verdict.claim.id: verdict for verdict in build_report("rows", [], tmp_path).verdicts}
     for claim, method, size in (
         ("lora_above_full_at_100_rows", "lora", 100),
         ("lora_above_full_at_300_rows", "lora", 300),
@@ -281,7 +281,7 @@ def test_the_last_launch_of_a_size_stands_in_the_table_and_stated_rates_have_row
     )
     for more in (["train.epochs=3"], [], ["train.lr=0.5"]):
         populate(tmp_path / "results", "own", [*asked, *few, *more], score)
-    tables = {table.name: table for table in build("own", asked[1:2]).tables}
+    tables = {table.name: table for table in build_report("own", asked[1:2]).tables}
     shown = tables["rows_own"].cells
     assert [name for name in shown if name.startswith("LoRA")] == ["LoRA (qv, r8), lr=0.001", "LoRA (qv, r8), lr=0.5"]
     assert shown["Epochs"].tolist() == ["50", "10"] and len(tables["own_own"].cells) > 0
@@ -289,7 +289,7 @@ def test_the_last_launch_of_a_size_stands_in_the_table_and_stated_rates_have_row
 
 def test_a_report_takes_the_number_of_all_rows_for_all_rows(asked, tmp_path):
     populate(tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=56,900", "seed=1,2"], score)
-    report = build("own", [asked[1], "experiment=rows", "data.train_rows=56,900"])
+    report = build_report("own", [asked[1], "experiment=rows", "data.train_rows=56,900"])
     (table,) = (table for table in report.tables if table.name == "rows_own")
     assert [value.number for value in table.values["Train rows"]] == [56, 900]
 
@@ -298,7 +298,7 @@ def test_methods_of_two_encoders_or_of_other_epochs_are_not_compared(asked, tmp_
     few = ["data.train_rows=56,null", "seed=1,2,3,4,5"]
     populate(tmp_path / "results", "own", [*asked, *few, "method=lora", "train.epochs=9"], score)
     populate(tmp_path / "results", "own", [*asked, *few, "method=full", "train.epochs=4"], score)
-    compared = [line for line in build("own", [asked[1]]).answers if line.startswith("At ")]
+    compared = [line for line in build_report("own", [asked[1]]).answers if line.startswith("At ")]
     assert len(compared) == 2 and all("not compared, because their epochs differ" in line for line in compared)
     folder = tiny.folder(tmp_path / "other", "bert")
     where = ["model=local", f"model.path={folder}", "data.max_length=32", f"runtime.results={tmp_path}/two"]
@@ -306,7 +306,7 @@ def test_methods_of_two_encoders_or_of_other_epochs_are_not_compared(asked, tmp_
         tmp_path / "two", "own", [asked[0], *asked[2:], *few, "method=lora", f"runtime.results={tmp_path}/two"], score
     )
     populate(tmp_path / "two", "own", [asked[0], *asked[2:], *few, "method=full", *where], score)
-    report = build("own", [f"runtime.results={tmp_path}/two"])
+    report = build_report("own", [f"runtime.results={tmp_path}/two"])
     assert not [line for line in report.answers if line.startswith("At ")]
     (table,) = (table for table in report.tables if table.name == "rows_own")
     assert [name.partition(", ")[2].partition("-")[0] for name in table.cells.columns[3:]] == ["r8), all", "other"]

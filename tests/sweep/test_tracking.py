@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from lora.cli import main
 from lora.files import ROOT
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.sweep import tracking
 from lora.sweep.notes import Note
 from lora.training import processes
@@ -123,7 +123,7 @@ def test_a_sweep_ends_with_its_tables_and_figures(offline, tiny_overrides):
     asked = [*tiny_overrides, "runtime.tracking=offline", "experiment=null", "method=bitfit", "seed=1"]
     assert main(["-m", *asked]) == 0
     (folder,) = set((ROOT / config.runtime.outputs / "wandb").glob("offline-run-*")) - {*copies(config)}
-    report = build("small", [f"runtime.results={config.runtime.results}"])
+    report = build_report("small", [f"runtime.results={config.runtime.results}"])
     kept = {path.name: json.loads(path.read_text()) for path in (folder / "files/media/table/tables").iterdir()}
     assert len(kept) == len(report.tables) >= 2
     for table in report.tables:

@@ -22,7 +22,7 @@ from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
 from lora.records.record import load_records, write_record
-from lora.report.build import build
+from lora.report.build import build_report
 from lora.sweep import launch
 from lora.sweep.request import select_runs
 from lora.sweep.tune import best_rate, rate_grids
@@ -107,7 +107,7 @@ def test_the_next_launch_takes_the_rates_and_no_table_has_the_runs_that_chose_th
         assert "2 done" in shown.stdout
     records = [record for record in load_records(folder / "results")[0] if record.config["seed"] == 1]
     assert {record.config["method"]["name"]: record.config["train"]["lr"] for record in records} == rates
-    report = build("own", [*settings[1:], "seed=1"])
+    report = build_report("own", [*settings[1:], "seed=1"])
     assert not report.state.missing and not report.gathered.frame["seed"].eq(0).any()
     tries = {record.run_id for record in load_records(folder / "results")[0]} - {r.run_id for r in records}
     assert {record.run_id for record in report.gathered.tuning} == tries

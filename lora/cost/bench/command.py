@@ -42,7 +42,7 @@ from lora.training.device import ALLOCATOR
 from lora.training.processes import raised
 
 Run = dict[str, Any]
-ROUNDS, RUNS = 6, 12  # ours: a median of 6 or more values has an interval
+BENCH_ROUNDS, BENCH_RUNS = 6, 12  # ours: a median of 6 or more values has an interval
 SCRIPT_RUNS = 2  # of a round's runs, those that the slow script loop trains
 TASKS_TIMED = ("reviews", "ratings")  # one sentence each; far above chance after two epochs of 1,000 examples
 # Settings of every run, except its task and seed. The profile's precision is the faster one on this machine.
@@ -51,16 +51,16 @@ OVERRIDES = (
     "rates=null",  # user-defined rates differ from those of the committed measurements
     "runtime.tracking=off",  # no side sends copies to W&B
 )
-SAMPLE_SECONDS = 0.5
+MEMORY_SECONDS = 0.5
 CALIBRATION_STEPS = 10
 PAGES = (ROOT / "experiments" / "efficiency" / "README.md", ROOT / "README.md")  # show the committed measurements
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     text = "turns of each side; fewer than 6 give a range (default %(default)s)"
-    parser.add_argument("--rounds", type=machine.whole, default=ROUNDS, help=text)
+    parser.add_argument("--rounds", type=machine.whole, default=BENCH_ROUNDS, help=text)
     text = "runs per round of this project and of the tuned peer (default %(default)s)"
-    parser.add_argument("--runs", type=machine.whole, default=RUNS, help=text)
+    parser.add_argument("--runs", type=machine.whole, default=BENCH_RUNS, help=text)
     machine.add_place(parser)
 
 
@@ -75,7 +75,7 @@ def main(given: argparse.Namespace) -> None:
             raise UserError("a comparison with PEFT needs peft, of the extra `peers`: `make setup` installs it")
         check_writable(results)
         with raised(), tempfile.TemporaryDirectory(prefix="lora-bench-") as folder:
-            measured = measure(given.rounds, given.runs, TASKS_TIMED, OVERRIDES, Path(folder))
+            measured = measure_sides(given.rounds, given.runs, TASKS_TIMED, OVERRIDES, Path(folder))
         write_atomically(results / measured["device"] / "measurements.json", machine.as_json(measured))
     measurements = rebuild(results, *(PAGES if given.results == machine.COMMITTED else ()))
     if not measurements:
@@ -83,7 +83,9 @@ def main(given: argparse.Namespace) -> None:
     print(block(measurements))
 
 
-def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+def measure_sides(
+    rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[str], folder: Path
+) -> dict[str, Any]:
     """Take every measurement. Returns: The content of measurements.json."""
     configs = {task: compose_run([*overrides, f"task={task}"]) for task in tasks}
     examples = {task: export_rows(config, folder / "rows") for task, config in configs.items()}
@@ -98,8 +100,8 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
         peers = [peer_run(configs[task], seed, examples[task]) for seed in seeds for task in tasks]
         few = [peers[(number * SCRIPT_RUNS + place) % runs] for place in range(SCRIPT_RUNS)]  # every task in turn
         actions = {
-            "script_loop": lambda few=few: run_jobs([[run] for run in few], script, folder),
-            "tuned_peer": lambda peers=peers: run_jobs([peers], tuned, folder),
+            "script_loop": lambda few=few: run_peer([[run] for run in few], script, folder),
+            "tuned_peer": lambda peers=peers: run_peer([peers], tuned, folder),
             "ours": lambda seeds=seeds: run_ours(tasks, seeds, overrides, folder),
         }
         for side in order(SIDES, "sides", number):
@@ -108,7 +110,7 @@ def measure(rounds: int, runs: int, tasks: Sequence[str], overrides: Sequence[st
             print(f"round {number + 1} of {rounds}, {side}: {turns[-1]['seconds']:.0f} s", file=sys.stderr)
     return {
         "device": machine.slug(machine.cpu_name()),
-        "machine": machine.describe(),
+        "machine": machine.describe_machine(),
         "versions": machine.versions(),
         "code": code_version(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,7 +166,7 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[floa
             while process.returncode is None:
                 peak = max(peak, tree_bytes(process.pid))
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(SAMPLE_SECONDS)
+                    process.wait(MEMORY_SECONDS)
         finally:
             process.terminate()  # on an interruption; a finished process is not affected
             process.wait()
@@ -187,7 +189,7 @@ def tree_bytes(pid: int) -> int:
     return total
 
 
-def run_jobs(jobs: Sequence[Sequence[Run]], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def run_peer(jobs: Sequence[Sequence[Run]], settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Train the runs of each job in a process of a peer. Returns: A turn."""
     turn: dict[str, Any] = {"seconds": 0.0, "peak_bytes": 0, "cells": []}
     for runs in jobs:
@@ -227,6 +229,6 @@ def fastest(padding: str, run: Run, folder: Path) -> dict[str, Any]:
     keys = ("precision", "threads", "attention")
     for choice in itertools.product(precisions, threads, ("eager", "sdpa")):
         short = dict(zip(keys, choice, strict=True)) | {"padding": padding, "max_steps": CALIBRATION_STEPS}
-        seconds[choice] = run_jobs([[run, run]], short, folder)["cells"][1]["step_seconds"]
+        seconds[choice] = run_peer([[run, run]], short, folder)["cells"][1]["step_seconds"]
     best = min(seconds, key=lambda choice: seconds[choice])
     return dict(zip(keys, best, strict=True)) | {"padding": padding, "max_steps": None}

@@ -15,7 +15,7 @@ from lora.table import in_page, markdown
 
 Measured = Mapping[str, Any]  # the content of measurements.json
 SIDES = ("script_loop", "tuned_peer", "ours")
-TITLES = {
+BENCH_TITLES = {
     "script_loop": "Script loop: Trainer + PEFT, padded to {max_length}, {script[precision]}, a process per run",
     "tuned_peer": "Tuned: Trainer + PEFT, length-grouped, {tuned[precision]}, one process",
     "ours": "This project: `python -m lora -m ...`",
@@ -39,7 +39,7 @@ def block(measurements: Sequence[Measured]) -> str:
         machine = measured["machine"]
         memory = "" if machine["memory_gib"] is None else f", {machine['memory_gib']:.0f} GiB"
         where = f"{machine['cores']} cores ({measured['device']}, {machine['cpu']}{memory})"
-        parts += [f"On {where}:", runs_table(measured).strip(), runs_text(measured)]
+        parts += [f"On {where}:", sides_table(measured).strip(), runs_text(measured)]
     return "\n\n".join(parts)
 
 
@@ -61,13 +61,13 @@ def rates(measured: Measured) -> dict[str, list[float]]:
     return {side: [3600 * len(t["cells"]) / t["seconds"] for t in turns(measured, side)] for side in SIDES}
 
 
-def runs_table(measured: Measured) -> str:
+def sides_table(measured: Measured) -> str:
     """One row per side. A task's column has the median of its headline metric after the last epoch."""
     rows = []
     for side in SIDES:
         rounds = turns(measured, side)
         row = {
-            "": TITLES[side].format(**measured["settings"]),
+            "": BENCH_TITLES[side].format(**measured["settings"]),
             "runs / hour": shown(rates(measured)[side], 0),
             "s / run": f"{statistics.median(turn['seconds'] / len(turn['cells']) for turn in rounds):.1f}",
             "memory, MiB": f"{max(turn['peak_bytes'] for turn in rounds) / 2**20:,.0f}",

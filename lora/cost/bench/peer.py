@@ -33,7 +33,7 @@ from transformers.utils import logging
 from lora.data import metrics
 
 MODULES = {"q": "query", "k": "key", "v": "value"}  # BERT's names
-HEAD = ["pooler", "classifier"]  # this project trains these with LoRA; see `lora.models.modules.is_head`
+HEAD_MODULES = ["pooler", "classifier"]  # this project trains these with LoRA; see `lora.models.modules.is_head`
 
 
 @functools.cache
@@ -61,7 +61,7 @@ def build_model(run: SimpleNamespace, attention: str) -> torch.nn.Module:
         lora_alpha=run.alpha,
         lora_dropout=run.dropout,
         target_modules=[MODULES[target] for target in run.targets],
-        modules_to_save=HEAD,
+        modules_to_save=HEAD_MODULES,
     )
     return get_peft_model(model, adapted)
 

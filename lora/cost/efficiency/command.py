@@ -20,7 +20,15 @@ from lora.config.compose import compose_run, describe_group
 from lora.config.encoder_files import longest_input
 from lora.config.run import RunConfig
 from lora.cost import machine, subjects
-from lora.cost.efficiency.summary import SCHEMA, TITLES, UNTRAINED, document, read_summaries, samples_csv, summarise
+from lora.cost.efficiency.summary import (
+    FORM_TITLES,
+    SUMMARY_SCHEMA,
+    UNTRAINED,
+    build_summary,
+    document,
+    read_summaries,
+    samples_csv,
+)
 from lora.cost.subjects import Batch, changed, random_batch
 from lora.cost.timing import order
 from lora.errors import UserError
@@ -67,13 +75,13 @@ def measured_run(config: RunConfig, name: str) -> RunConfig:
     return changed(config, method=compose_run([*MINI, "method=peft", f"method.type={method}"]).method)
 
 
-def measure(
+def measure_methods(
     config: RunConfig, methods: Sequence[str], rounds: int, step_shapes: Sequence[str], latency_shapes: Sequence[str]
 ) -> tuple[dict[str, Any], Samples]:
     """Measure every method.
 
     Args:
-        methods: Keys of `TITLES`, options of conf/method or types of PEFT.
+        methods: Keys of `FORM_TITLES`, options of conf/method or types of PEFT.
         step_shapes, latency_shapes: Shapes of training and of served batches, as `<rows>x<tokens>`.
     Returns: The summary, and the samples behind its times.
     Raises: UserError: If the encoder is absent or reads fewer tokens than a shape has, or the kernels do not cover it.
@@ -88,7 +96,7 @@ def measure(
     if longest > most:
         raise UserError(f"a shape has {longest} tokens, but {config.model.name} reads at most {most}")
     del encoder
-    names = sorted(dict.fromkeys(methods), key=lambda name: [*TITLES, name].index(name))
+    names = sorted(dict.fromkeys(methods), key=lambda name: [*FORM_TITLES, name].index(name))
     runs = {name: measured_run(config, name) for name in names}
     trained = [name for name in runs if name not in UNTRAINED]
     measured: dict[str, dict[str, Any]] = {
@@ -99,7 +107,7 @@ def measure(
         print(f"warning: other processes keep {busy['before']:.2f} cores busy; measure when idle", file=sys.stderr)
     largest = max(step_shapes, key=lambda shape: sizes[shape][0] * sizes[shape][1])
     for name in trained:  # before this process grows
-        peak = subjects.in_fresh_process(subjects.peak_mib, runs[name], largest, threads)
+        peak = subjects.in_fresh_process(subjects.training_peak_mib, runs[name], largest, threads)
         measured[name]["peak_mib"] = None if peak is None else {largest: peak}
     keep_freed_memory()  # as in training
     trainees = {name: subjects.training_subject(runs[name]) for name in trained}
@@ -110,7 +118,7 @@ def measure(
     busy["after the steps"] = machine.busy_cores()
     del trainees  # before the served models are built
     models = {name: subjects.serving_model(run, name == "lora_merged") for name, run in runs.items()}
-    passes = {name: partial(subjects.serve, model) for name, model in models.items()}
+    passes = {name: partial(subjects.serve_batch, model) for name, model in models.items()}
     batches = {shape: random_batch(settings, shape, device) for shape in latency_shapes}
     samples += take_turns("latency", passes, batches, rounds, device)
     busy["at the end"] = machine.busy_cores()
@@ -122,16 +130,16 @@ def measure(
     plan |= {"kernels": config.train.kernels, "precision": config.train.precision, "device": device}
     plan |= {"threads": threads, "rounds": rounds, "step_shapes": [*step_shapes], "latency_shapes": [*latency_shapes]}
     about = {
-        "schema": SCHEMA,
+        "schema": SUMMARY_SCHEMA,
         "model": {"name": config.model.name, "weights": weights, "parameters": parameters},
         "plan": plan,
-        "machine": {"device": device_of(device)} | machine.describe() | machine.versions(),
+        "machine": {"device": device_of(device)} | machine.describe_machine() | machine.versions(),
         "idle": {"idle": machine.is_idle(busy.values()), "cores busy with others": busy},
         "code": code_version(),
         "started_at": started_at,
         "seconds": round(time.monotonic() - started, 1),
     }
-    return summarise(measured, samples, about), samples
+    return build_summary(measured, samples, about), samples
 
 
 def take_turns(
@@ -166,8 +174,8 @@ def device_of(device: str) -> str:
 def options(parser: argparse.ArgumentParser) -> None:
     text = f"the encoder: {', '.join(MODELS)} (RoBERTa with random weights), or a folder (default: minilm)"
     parser.add_argument("--model", default="minilm", help=text)
-    text = f"forms of an encoder, options of conf/method or types of PEFT (default: {' '.join(TITLES)})"
-    parser.add_argument("--methods", nargs="+", default=list(TITLES), help=text)
+    text = f"forms of an encoder, options of conf/method or types of PEFT (default: {' '.join(FORM_TITLES)})"
+    parser.add_argument("--methods", nargs="+", default=list(FORM_TITLES), help=text)
     parser.add_argument("--kernels", choices=["fused", "stock"], help="default: the profile's; stock on a GPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the profile's")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
@@ -188,7 +196,7 @@ def main(given: argparse.Namespace) -> None:
         if not places:
             raise UserError(f"{results} holds no device's folder: python -m lora efficiency makes one")
         for place in places:
-            write(place)
+            write_tables(place)
             print(place / "efficiency.md")
         return
     device = "cuda" if torch.cuda.is_available() and given.kernels != "fused" else "cpu"
@@ -198,15 +206,15 @@ def main(given: argparse.Namespace) -> None:
     check_precision(config.train.precision, config.runtime.device == "cuda", "--precision")
     check_writable(results)
     shapes = [list(dict.fromkeys(shapes)) for shapes in (given.step_shapes, given.latency_shapes)]
-    summary, samples = measure(config, given.methods, given.rounds, *shapes)
+    summary, samples = measure_methods(config, given.methods, given.rounds, *shapes)
     place, plan = results / machine.slug(device_of(device)), summary["about"]["plan"]
     folder = place / f"{plan['model']}-{plan['kernels']}-{plan['precision']}"
     write_atomically(folder / "samples.csv", samples_csv(samples))
     write_atomically(folder / "summary.json", machine.as_json(summary))
-    print(write(place))
+    print(write_tables(place))
 
 
-def write(device: Path) -> str:
+def write_tables(device: Path) -> str:
     """Write a device's tables from its summaries. Returns: The text of efficiency.md."""
     summaries = [*read_summaries(device).values()]
     if not summaries:

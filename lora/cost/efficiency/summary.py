@@ -12,8 +12,8 @@ from lora.files import read_object
 from lora.methods.configs import METHOD_TITLES
 from lora.table import markdown
 
-SCHEMA = 1
-TITLES = {  # measured form of the encoder -> title, in the tables' order
+SUMMARY_SCHEMA = 1
+FORM_TITLES = {  # measured form of the encoder -> title, in the tables' order
     "base": "Base, untouched",
     **{name: METHOD_TITLES[name] for name in ("full", "bitfit", "houlsby", "pfeiffer")},
     "lora": "LoRA, unmerged",
@@ -31,7 +31,7 @@ TIMES = {"step": "step_ms", "latency": "latency_ms"}  # kind of sample -> key
 INTERVALS = {key: f"{key}_interval" for key in TIMES.values()}
 
 
-def summarise(
+def build_summary(
     measured: Mapping[str, Mapping[str, Any]], samples: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Build the summary from counts and samples.
@@ -145,7 +145,7 @@ def training_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     for name in (name for name in plan["methods"] if summary[name]["trainable"] is not None):
         entry, ratio = summary[name], summary[name]["to_full"] or {}
         line = {
-            "Method": TITLES.get(name, name),
+            "Method": FORM_TITLES.get(name, name),
             "Trainable": f"{entry['trainable']:,}{_times(ratio.get('trainable'))}",
             "with head": f"{entry['trainable_with_head']:,}",
         }
@@ -167,7 +167,7 @@ def latency_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     for name in plan["methods"]:
         entry, ratio = summary[name], summary[name]["to_base"] or {}
         times = {shape: _timed(entry, ratio, "latency_ms", shape) for shape in plan["latency_shapes"]}
-        lines.append({"Method": TITLES.get(name, name), **times})
+        lines.append({"Method": FORM_TITLES.get(name, name), **times})
     return pd.DataFrame(lines)
 
 

@@ -26,7 +26,7 @@ from lora.files import read_object, rounded, write_atomically
 from lora.records.analysis import EXAMPLES, Compared, analysis_json, comparison_key
 from lora.records.predictions import dev_predictions
 from lora.records.record import RunRecord, load_curves, load_records
-from lora.report.build import Report, build
+from lora.report.build import Report, build_report
 from lora.report.catalogue import sections_of
 from lora.report.experiments import LAYERS
 from lora.report.gather import Gathered, run_here
@@ -70,7 +70,7 @@ def bounds(over_seeds: Interval, tables: Sequence[Float[np.ndarray, "seeds _"]])
 
 
 def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The entries of the analysis, for the comparisons on tasks with labels. `labels`: as of `read_labels`.
+    """The entries of the analysis, for the comparisons on tasks with labels. `labels`: as of `read_dev_labels`.
 
     Raises: UserError: If a file of predictions is absent, not the record's, or does not give the record's metric.
     """
@@ -107,7 +107,7 @@ def check_metric(record: RunRecord, metric: str, predicted: np.ndarray, labels: 
         )
 
 
-def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
+def read_dev_labels(gathered: Gathered) -> dict[str, np.ndarray]:
     """Task -> labels of the selecting split, read as a run would read them.
 
     Raises: UserError: If the rows are not available, or are not those of the records.
@@ -127,9 +127,9 @@ def read_labels(gathered: Gathered) -> dict[str, np.ndarray]:
 
 def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 nothing to compare, or the rows or predictions are not available or not the records'."""
-    report = build(given.profile, given.overrides)
-    labels, folder = read_labels(report.gathered), report.gathered.folder
-    count = write(report, labels)
+    report = build_report(given.profile, given.overrides)
+    labels, folder = read_dev_labels(report.gathered), report.gathered.folder
+    count = write_intervals(report, labels)
     if not count:
         raise UserError(
             f"{folder} has no two methods with runs of one seed on a task whose rows are at hand (those of one's own "
@@ -138,9 +138,9 @@ def main(given: argparse.Namespace) -> None:
     print(f"{count} comparisons on {len(labels)} tasks: {folder / 'analysis' / EXAMPLES}")
 
 
-def write(report: Report, labels: Mapping[str, np.ndarray]) -> int:
+def write_intervals(report: Report, labels: Mapping[str, np.ndarray]) -> int:
     """Write the analysis, if the report has any comparisons. Others of records that are still the same stay: a report
-    may be of a selection, or of other tasks. `labels`: as of `read_labels`. Returns: The number of comparisons."""
+    may be of a selection, or of other tasks. `labels`: as of `read_dev_labels`. Returns: The number of comparisons."""
     gathered, entries = report.gathered, compare(report, labels)
     if not entries:
         return 0

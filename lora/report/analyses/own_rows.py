@@ -128,7 +128,7 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
     return pd.DataFrame({"row": [int(row) + 1 for row in rows], **columns, **texts})
 
 
-def analyse(gathered: Gathered) -> int:
+def write_rows(gathered: Gathered) -> int:
     """Write the analysis of each own task whose rows are at hand. Those of other tasks stay. Returns: Their number."""
     runs = gathered.own_runs.assign(label=row_names(gathered.own_runs, ["model", "protocol"]))
     entries, made_from, path = [], {}, gathered.folder / "analysis" / OWN_ROWS
@@ -175,6 +175,6 @@ def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 no finished run of an own task, or its rows are not at hand."""
     words = [word for word in given.overrides if word.startswith((*PLACES, "task="))]  # all methods of a task
     gathered = gather(given.profile, words)
-    if not (count := analyse(gathered)):
+    if not (count := write_rows(gathered)):
         raise UserError(f"{gathered.folder} has no finished run of an own task whose rows are at hand (task=FILE)")
     print(f"{count} tasks: {gathered.folder / 'analysis' / OWN_ROWS}")

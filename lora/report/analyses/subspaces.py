@@ -79,14 +79,14 @@ class Saved:
         return self.run.config.method.scale_at(self.a[name].shape[0]) * self.b[name] @ self.a[name]
 
 
-def read_adapter(record: RunRecord, run: PlannedRun) -> Saved:
+def read_saved(record: RunRecord, run: PlannedRun) -> Saved:
     """Read a run's adapter. Raises: UserError: If it is absent, broken, or not the one that the record names."""
     pairs = recorded_adapter(record, run.config.runtime.outputs).pairs()
     a, b = ({name: pair[side].double().numpy() for name, pair in pairs.items()} for side in (0, 1))
     return Saved(record, run, a, b)
 
 
-def analyse(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:
+def subspace_cases(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:
     """The entries of the analysis, and the runs that they were made from, of (model, task, rank, seed) -> adapter."""
     cases, used = [], set()
     for model, task in dict.fromkeys(key[:2] for key in adapters):
@@ -164,8 +164,8 @@ def main(given: argparse.Namespace) -> None:
     for record, run in saved_runs(gathered):  # LoRA on Wq and Wv, trained from the pretrained encoder
         rank = {f"lora-qv-r{rank}": rank for rank in (SMALL, LARGE)}.get(run.config.method.slug)
         if rank is not None and run.start == "pretrained" and record.run_id in shown:
-            adapters[run.model, run.task.name, rank, run.seed] = read_adapter(record, run)
-    cases, used = analyse(adapters)
+            adapters[run.model, run.task.name, rank, run.seed] = read_saved(record, run)
+    cases, used = subspace_cases(adapters)
     if not cases:
         raise UserError(
             f"no runs of {given.profile} with LoRA on q and v, one at rank {SMALL} and two seeds of rank {LARGE}, left "

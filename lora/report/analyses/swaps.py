@@ -57,7 +57,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one.detach().view(torch.uint8), other.view(torch.uint8))
 
 
-def analyse(adapters: Adapters, cycles: int) -> list[dict[str, Any]]:
+def swap_cases(adapters: Adapters, cycles: int) -> list[dict[str, Any]]:
     """The entries of the analysis, one per dtype."""
     (run, _), *_ = adapters.values()
     cases = []
@@ -101,9 +101,9 @@ def subtraction(adapters: Adapters) -> list[dict[str, Any]]:
             for name, weight in weights.items():
                 model.get_submodule(name).weight.data.copy_(weight)
             swapped = logits_of(model, encoded, pad, BATCH, CPU)
-            error = norm((weights[n] - updates[0].get(n, 0)).float() - w.float() for n, w in base.items())
+            error = frobenius((weights[n] - updates[0].get(n, 0)).float() - w.float() for n, w in base.items())
             case = {"label": label, "swaps": swaps, "task": task.name, "rows": len(swapped)}
-            case |= {"of_weight": error / norm(base.values()), "of_update": error / norm(updates[0].values())}
+            case |= {"of_weight": error / frobenius(base.values()), "of_update": error / frobenius(updates[0].values())}
             changed = int((swapped.argmax(-1) != exact.argmax(-1)).sum())
             cases.append(case | {"logits": float(abs(swapped - exact).max()), "changed": changed})
     return cases
@@ -115,7 +115,7 @@ def update_of(adapter: Adapter, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {name: (adapter.scale(name) * (b.float() @ a.float())).to(dtype) for name, (a, b) in pairs}
 
 
-def norm(tensors: Iterable[torch.Tensor]) -> float:
+def frobenius(tensors: Iterable[torch.Tensor]) -> float:
     """The Frobenius norm over all tensors."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
 
@@ -134,7 +134,7 @@ def main(given: argparse.Namespace) -> None:
             f"no two LoRA runs of {given.profile} left their adapters here: train them with runtime.save_adapter=true"
         )
     made_from = {run_id: gathered.state.ok[run_id].adapter for adapters in swapped for run_id in adapters}
-    cases = [case for adapters in swapped for case in analyse(adapters, CYCLES)]
+    cases = [case for adapters in swapped for case in swap_cases(adapters, CYCLES)]
     write_atomically(gathered.folder / "analysis" / SWAP, analysis_json(made_from, cases))
     for case in cases:
         print(f"{case['label']}: {case['failures']} of {case['trials']} cycles left other weights")

@@ -125,7 +125,7 @@ def paper_text(claim: Claim) -> str:
     return "; ".join(cells)
 
 
-def to_json(verdicts: Sequence[Verdict]) -> bytes:
+def verdicts_json(verdicts: Sequence[Verdict]) -> bytes:
     entries = []
     for verdict in verdicts:
         claim = verdict.claim

@@ -15,7 +15,9 @@ from lora.report.labels import setting_text
 
 FIRST = "glue_table2"  # the experiment whose claims come first: the subject of the paper
 Side = dict[str, tuple[str, ...]]
-Measure = Literal["trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"]
+MeasuredCost = Literal[
+    "trainable", "checkpoint_bytes", "optimizer_bytes", "saved_activation_bytes", "step_ms", "latency_ms"
+]
 
 
 class Bound(NamedTuple):
@@ -92,7 +94,7 @@ class Claim:
     stated_at: str = ""
     ours: bool = False
     metric: Literal["best", "unselected"] | None = None
-    measure: Measure | None = None
+    measure: MeasuredCost | None = None
     count: Literal["gpt3", "encoder", "rate"] | None = None
     check: Literal["swap"] | None = None
     tasks: Literal["average"] | tuple[str, ...] = "average"

@@ -44,11 +44,11 @@ class Masks:
     def begin(self, step: int, rows: np.ndarray) -> None:
         """Start a forward pass over the examples `rows`, given by their indices in the train split."""
         self.calls.clear()
-        self.rows = _mix64(_mix64(rows.astype(np.uint64)) ^ np.uint64(_number(f"{self.seed}:{step}")))
+        self.rows = _mix64(_mix64(rows.astype(np.uint64)) ^ np.uint64(_name_hash(f"{self.seed}:{step}")))
 
     def site(self, name: str, p: float, batch: int) -> Site:
         assert self.rows is not None and len(self.rows) == batch, "dropout without Masks.begin for its batch"
-        keys = _mix64(self.rows + np.uint64(_number(name)))
+        keys = _mix64(self.rows + np.uint64(_name_hash(name)))
         return Site(keys.view(np.uint32).reshape(-1, 2), np.uint32(round(p * 2**32)), np.float32(1 / (1 - p)))
 
     def called(self, name: str) -> str:
@@ -58,7 +58,7 @@ class Masks:
 
 
 @functools.lru_cache(maxsize=1024)
-def _number(name: str) -> int:
+def _name_hash(name: str) -> int:
     """A 64-bit hash of a name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
