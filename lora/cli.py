@@ -189,10 +189,12 @@ def summary(run: "PlannedRun", record: "RunRecord", was_done: bool) -> str:
 
     results, outputs = run.config.runtime.results, run.config.runtime.outputs
     began = f"already done: trained on {record.started_at[:10]}" if was_done else "trained"
-    outcome, adapter = f"failed, {record.error} (runtime.retry_failed=true trains it again)", "-"
+    outcome = f"failed, {record.error} (runtime.retry_failed=true trains it again)"
+    adapter = "-"
     if record.status == "ok":
         best, last = (as_percent(record.selected[rule]["value"]) for rule in ("best", "last"))
-        epoch, adapter = record.selected["best"]["epoch"], "- (runtime.save_adapter=true saves it)"
+        epoch = record.selected["best"]["epoch"]
+        adapter = "- (runtime.save_adapter=true saves it)"
         outcome = f"ok, {record.selected['metric']} best {best} (epoch {epoch}), last {last}"
         with suppress(UserError):  # without the file of predictions, nothing is known
             if is_constant(dev_predictions(record, Path(results))["best"], run.task):

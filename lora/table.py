@@ -107,7 +107,7 @@ def markdown(cells: pd.DataFrame, words: int = 1) -> str:
 
 def markdown_text(text: object) -> str:
     """A cell, in which only `**` is markup: a single `*`, as in `targets=*.query+*.value`, is a character."""
-    return re.sub(r"\||(?<!\*)\*(?!\*)", lambda found: f"\\{found[0]}", str(text))
+    return re.sub(r"\||(?<!\*)\*(?!\*)", lambda match: f"\\{match[0]}", str(text))
 
 
 def in_page(page: str, name: str, text: str) -> str:

@@ -143,7 +143,7 @@ def adapter_of(model: nn.Module, base: Base | None = None, origin: Origin | None
             for name, part in layer.parts(module).items() if isinstance(layer, LoraLayer) else ():
                 a, b = factors(part)
                 tensors |= {f"{name}.lora_a": a.detach().cpu(), f"{name}.lora_b": b.detach().cpu()}
-    head = {n: tensors.pop(n) for n in list(tensors) if is_head(model, n) and not LOW_RANK.fullmatch(n)}
+    head = {name: tensors.pop(name) for name in list(tensors) if is_head(model, name) and not LOW_RANK.fullmatch(name)}
     if isinstance(method, PeftConfig):
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in method_tensors(model).items()}
     return Adapter(method, tensors, head, base or describe_base(model), origin or Origin())
@@ -159,7 +159,9 @@ def in_scores(adapter: Adapter, dtype: torch.dtype) -> Adapter:
     shift, factor = adapter.origin.shift, adapter.origin.factor
     if (shift, factor) == (0, 1):
         return adapter
-    task, low, high = adapter.origin.task, shift, shift + TARGET_SPAN * factor
+    task = adapter.origin.task
+    low = shift
+    high = shift + TARGET_SPAN * factor
     numbers, furthest = torch.finfo(dtype), max(-low, high)
     if furthest > min(numbers.max, max(2, LOST / numbers.eps) * (high - low)):
         raise UserError(

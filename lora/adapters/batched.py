@@ -128,14 +128,14 @@ class AdapterSet(nn.Module):
             )
         remove(model)
         output = output_layer(model)
-        self.labels = {name: len(each.head[f"{output}.weight"]) for name, each in zip(adapters, fitted, strict=True)}
+        self.labels = {name: len(one.head[f"{output}.weight"]) for name, one in zip(adapters, fitted, strict=True)}
         self.routing, self.model = Routing(), model
-        for name in dict.fromkeys(name for each in fitted for name in each.layers):
-            pairs = [each.layers[name].factors() if name in each.layers else None for each in fitted]
+        for name in dict.fromkeys(name for one in fitted for name in one.layers):
+            pairs = [one.layers[name].factors() if name in one.layers else None for one in fitted]
             replace(model, name, ManyLora(model.get_submodule(name), pairs, self.routing))
         for name, part in head_modules(model).items():
             if isinstance(part, nn.Linear | nn.LayerNorm):
-                heads = [(each.head[f"{name}.weight"], each.head.get(f"{name}.bias")) for each in fitted]
+                heads = [(one.head[f"{name}.weight"], one.head.get(f"{name}.bias")) for one in fitted]
                 replace(model, name, ManyHeads(getattr(part, "eps", None), heads, self.routing))
         self.one_at_a_time = any(getattr(module, "relative_attention", False) for module in model.modules())
 

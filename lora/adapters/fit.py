@@ -47,7 +47,8 @@ def fit(
     """
     check_classifier(model)
     adapter = in_scores(given if isinstance(given, Adapter) else read_adapter(given), model.dtype)
-    is_lora, applied = isinstance(adapter.method, LoraConfig), getattr(model, "applied", None)
+    is_lora = isinstance(adapter.method, LoraConfig)
+    applied = getattr(model, "applied", None)
     if lora_alone and not is_lora:
         raise UserError(f"swap and AdapterSet are for LoRA alone, and the adapter is of method {adapter.method.name}")
     lora_for_lora = applied is not None and is_lora and isinstance(applied.method, LoraConfig)
@@ -66,9 +67,12 @@ def fitted_layers(model: nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
     Raises: UserError: If a module is missing, in the head, or of another shape.
     """
     layers: dict[str, LoraLayer] = {}
-    kept, modules, pairs = kept_layers(model), dict(model.named_modules()), adapter.pairs()
+    kept = kept_layers(model)
+    modules = dict(model.named_modules())
+    pairs = adapter.pairs()
     for name in in_order(pairs):
-        (a, b), module = pairs[name], module_of(name)
+        a, b = pairs[name]
+        module = module_of(name)
         linear = kept.get(module, modules.get(module))
         if not isinstance(linear, nn.Linear | LoraLayer) or is_head(model, module):
             raise UserError(f"the adapter has LoRA on {module}, which is not a linear layer of the encoder's body")

@@ -43,7 +43,7 @@ def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
     if not weights:
         raise UserError(f"{file} has no tensor whose name ends in lora_A or lora_B, but {listed(rest) or 'nothing'}")
     bodies = {name.partition(".")[0] for name in weights}
-    strange = [n for n in rest if n.partition(".")[0] in bodies and n.split(".")[1:2] != ["pooler"]]
+    strange = [name for name in rest if name.partition(".")[0] in bodies and name.split(".")[1:2] != ["pooler"]]
     if strange:
         raise UserError(
             f"{file} has tensors of the encoder itself: {listed(strange)}; an adapter has only LoRA's and a head's"

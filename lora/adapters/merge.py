@@ -175,7 +175,8 @@ def fold(layer: LoraLayer, name: str) -> nn.Parameter:
     """
     weight = layer.weight.detach().clone() if isinstance(layer, LoraSlices) else torch.empty_like(layer.weight)
     for part in layer.parts(name).values():
-        dtype, (a, b) = torch.promote_types(weight.dtype, torch.float32), factors(part)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        a, b = factors(part)
         exact: Float[Tensor, "d_out d_in"] = torch.addmm(
             layer.weight[part.rows].to(dtype), b.to(dtype), a.to(dtype), alpha=part.scale
         )

@@ -164,9 +164,12 @@ def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[
     if both := [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in saved)]:
         raise UserError(f"PEFT cannot both save a head and put LoRA into it: {', '.join(both)}")
     tensors: dict[str, Tensor] = {}
-    ranks, alphas, alpha = {}, {}, method.alpha_at(method.rank)
+    ranks = {}
+    alphas = {}
+    alpha = method.alpha_at(method.rank)
     for module, names in modules.items():
-        (a, b), scales = pairs[names[0]], {name: adapter.scale(name) for name in names}
+        a, b = pairs[names[0]]
+        scales = {name: adapter.scale(name) for name in names}
         alphas[module] = method.alpha_at(len(a))
         if names != [module]:
             count, scale = slice_of(names[0]).count, scales[names[0]]

@@ -92,7 +92,7 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
     plain = dataclasses.replace(adapter, origin=Origin())  # `output_columns` scales, in float64
     (swap if isinstance(adapter.method, LoraConfig) else load_adapter)(model, plain)
     body = f"{model.base_model_prefix}."  # a pooler inside the body is pretrained
-    if lacking := [n for n in head_parameters(model) if not n.startswith(body) and n not in adapter.head]:
+    if lacking := [name for name in head_parameters(model) if not name.startswith(body) and name not in adapter.head]:
         raise UserError(f"the adapter has no {', '.join(lacking)}: predictions with a random head are meaningless")
     outputs, labels = model.config.num_labels, len(task.labels) or 1
     if outputs != labels:
@@ -103,7 +103,8 @@ def predict_rows(
     encoder: Encoder, rows: Rows, task: Task, max_length: int | None, batch: int, device: torch.device
 ) -> np.ndarray:
     """The float32 logits of the rows, (rows, labels). Rows that are cut are named on stderr."""
-    model, longest = encoder.model.to(device).eval(), longest_input(encoder.model.config.to_dict())
+    model = encoder.model.to(device).eval()
+    longest = longest_input(encoder.model.config.to_dict())
     encoded = encode(rows, task, encoder.tokenizer, min(max_length or longest, longest))
     if cut := encoded.truncated:
         what = f"{len(cut)} of {len(rows['idx'])} rows are longer than {encoded.max_length} tokens and are cut"
@@ -140,8 +141,8 @@ def as_table(table: InputTable, new: dict[str, list[str]], rows: list[int], outp
     def text(cell: Any) -> Any:
         return json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, dict | list | bool) else cell
 
-    if taken := sorted({*table.columns} & {*new}):
-        raise UserError(f"{table.path} has a column {taken[0]}, which the output adds: rename it")
+    if clash := sorted({*table.columns} & {*new}):
+        raise UserError(f"{table.path} has a column {clash[0]}, which the output adds: rename it")
     columns: dict[str, list[Any]] = {name: [*map(text, cells)] for name, cells in table.columns.items()}
     for name, values in new.items():
         columns[name] = [*map(dict(zip(rows, values, strict=True)).get, range(len(table)))]

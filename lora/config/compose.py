@@ -209,8 +209,8 @@ def compose_settings(
     resolved. `tasks`: see `compose_family`."""
     overrides = read_overrides(overrides)
     parsed = [parsed_override(override) for override in overrides]
-    if several := [one.input_line for one in parsed if one.is_sweep_override()]:
-        raise UserError(f"a single run takes one value, got {several[0]}: python -m lora -m trains several runs")
+    if sweeps := [one.input_line for one in parsed if one.is_sweep_override()]:
+        raise UserError(f"a single run takes one value, got {sweeps[0]}: python -m lora -m trains several runs")
     word = next(iter(values_given("task", overrides)[-1:]), None)
     task = None if word is None else (tasks or {}).get(str(word))
     if word is not None and task is None:

@@ -283,7 +283,8 @@ def plan_json(plan: Plan) -> bytes:
     groups, entries, tasks = {}, {}, {}
     for run_id, run in plan.runs.items():
         settings = dataclasses.asdict(run.config)
-        runtime, own = settings.pop("runtime"), {key: settings.pop(key) for key in OF_RUN}
+        runtime = settings.pop("runtime")
+        own = {key: settings.pop(key) for key in OF_RUN}
         for section, key in PATH_KEYS:
             settings[section][key] = None
         rates = (runtime["rate_from"], runtime["rate_name"])

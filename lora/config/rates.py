@@ -119,7 +119,8 @@ def nearest_rate(rates: Iterable[Rate], key: tuple[str, str, str, str], rows: in
 
 def rate_of(run: PlannedRun, rates: Iterable[Rate]) -> Rate | None:
     """`nearest_rate` for a run."""
-    key, whole = (run.model, run.protocol, run.task.name, run.config.runtime.rate_name), run.task.official_rows
+    key = (run.model, run.protocol, run.task.name, run.config.runtime.rate_name)
+    whole = run.task.official_rows
     return nearest_rate(rates, key, run.train_rows, whole[run.task.train_split])
 
 

@@ -199,7 +199,8 @@ class RunConfig:
         else:
             for key in ("start_seed", "start_run"):
                 problems.check(getattr(self, key) is None, key, "null unless start=mnli", getattr(self, key))
-        plus, rule = self.train.lora_plus, f"null with method.name={self.method.name}, which has no factors"
+        plus = self.train.lora_plus
+        rule = f"null with method.name={self.method.name}, which has no factors"
         problems.check(plus is None or self.method.name == "lora", "train.lora_plus", rule, plus)
         if self.train.kernels == "fused":
             recomputes, rule = self.model.gradient_checkpointing, "false with train.kernels=fused; use stock"
@@ -289,7 +290,8 @@ class PlannedRun:
     @property
     def train_rows(self) -> int:
         """Number of train rows: a fixed part of the split, or the whole split."""
-        official, part = self.task.official_rows["train"], self.config.data.train_rows
+        official = self.task.official_rows["train"]
+        part = self.config.data.train_rows
         return official if part is None else min(part, official)
 
 
@@ -299,7 +301,9 @@ def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
     name = method.get("name") if isinstance(method, Mapping) else None
     if name not in METHODS:
         raise SettingsError([f"method.name must be one of {', '.join(METHODS)}, got {name!r}"])
-    problems, built, config = Problems(), METHODS[name].config(), None
+    problems = Problems()
+    built = METHODS[name].config()
+    config = None
     try:  # each, so that the other sections are checked too
         built = build(METHODS[name].config, method, "method.")
     except SettingsError as error:
@@ -309,11 +313,14 @@ def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
         sources, source = SOURCES_OF[task.family], config.data.source
         problems.check(source in sources, "data.source", f"{' or '.join(sources)} for task {task.name}", source)
         if config.data.train_draw == "seed":
-            least, whole, asked = max(2, len(task.labels)), task.official_rows[task.train_split], config.data.train_rows
+            least = max(2, len(task.labels))
+            whole = task.official_rows[task.train_split]
+            asked = config.data.train_rows
             rule = f"from {least}, a row for each class, to {whole - 1}, fewer than all, with train_draw=seed"
             problems.check(least <= asked < whole, SIZE, rule, asked)
         if config.train.selection == "train_rows":
-            part, whole = config.data.train_rows, task.official_rows[task.train_split]
+            part = config.data.train_rows
+            whole = task.official_rows[task.train_split]
             rule = f"at most half of {whole} with train.selection=train_rows, since as many choose the epoch"
             problems.check(part is not None and 2 * part <= whole, SIZE, rule, part)
             problems.check(config.data.train_draw == "seed", DRAW, "seed with it", config.data.train_draw)

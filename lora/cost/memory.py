@@ -49,7 +49,8 @@ def estimate(config: RunConfig, processes: int) -> tuple[dict[str, int], dict[st
         counts = count_parameters(model)
         kept = kept_activations(model.train(), rows, config.data.max_length, config.train.precision)
     trained = counts["trainable_method"] + counts["trainable_head"]
-    weights, casts = 4 * counts["total"], 2 * counts["total"] if config.train.precision == "bf16" else 0
+    weights = 4 * counts["total"]
+    casts = 2 * counts["total"] if config.train.precision == "bf16" else 0
     layers = model.config.num_hidden_layers
     inputs = layers * rows * config.data.max_length * model.config.hidden_size * 4
     plain = {"weights": weights + casts, "gradients": 4 * trained, "optimizer": 8 * trained, "activations": kept}

@@ -53,7 +53,8 @@ def read_published() -> list[Published]:
     for line in pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False).to_dict("records"):
         arguments = {key: int(line[key]) for key in ("rank", "bottleneck", "drop_layers") if line[key]}
         arguments |= {"targets": line["targets"].split()} if line["targets"] else {}
-        config, exact = build(METHODS[line["method"]].config, arguments), int(line["exact"]) if line["exact"] else None
+        config = build(METHODS[line["method"]].config, arguments)
+        exact = int(line["exact"]) if line["exact"] else None
         rows.append(Published(line["table"], line["row"], line["model"], config, line["printed"], exact))
     return rows
 

@@ -75,7 +75,9 @@ def load(config: RunConfig) -> tuple[nn.Module, str]:
 
     An encoder in `ENCODER_SIZES` gets random weights, so nothing is downloaded. Time does not depend on their values.
     """
-    name, task, train = config.model.name, TASKS[config.task], config.train
+    name = config.model.name
+    task = TASKS[config.task]
+    train = config.train
     if name not in ENCODER_SIZES:
         encoder = load_encoder(config.model, task, config.seed, train.dropout, train.head_dropout)
         return encoder.model, encoder.weights

@@ -50,10 +50,10 @@ def encode(rows: Rows, task: Task, tokenizer: Any, max_length: int) -> Encoded:
         texts = [rows[column][start : start + TOKENIZED_AT_ONCE] for column in task.columns]
         tokens = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
         lengths += map(len, tokens["input_ids"])
-        full = [row for row, found in enumerate(tokens["input_ids"]) if len(found) == max_length]
+        full = [row for row, ids_of_row in enumerate(tokens["input_ids"]) if len(ids_of_row) == max_length]
         if full:  # whether anything was cut off
             whole = tokenizer(*([column[row] for row in full] for column in texts), verbose=False)
-            cut = (len(found) > max_length for found in whole["input_ids"])
+            cut = (len(ids_of_row) > max_length for ids_of_row in whole["input_ids"])
             truncated += [start + row for row, is_cut in zip(full, cut, strict=True) if is_cut]
         ids += [np.array(row, np.int32) for row in tokens["input_ids"]]
         types += [np.array(row, np.int32) for row in tokens.get("token_type_ids", ())]

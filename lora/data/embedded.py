@@ -183,13 +183,13 @@ def scramble(text: str) -> str | None:
     words = text.split()
     movable = [i for i in range(1, len(words)) if re.fullmatch(r"[A-Za-z]+(['-][A-Za-z]+)*", words[i])]
     pairs = [(i, j) for i, j in pairwise(movable) if j == i + 1 and words[i].lower() != words[j].lower()]
-    taken: set[int] = set()
+    swapped: set[int] = set()
     for draw in shuffled(len(pairs), "scramble", text):
         place = pairs[draw][0]
-        if taken.isdisjoint({place, place + 1}):
-            taken |= {place, place + 1}
+        if swapped.isdisjoint({place, place + 1}):
+            swapped |= {place, place + 1}
             words[place], words[place + 1] = words[place + 1], words[place]
-            if len(taken) == 2 * SWAPS_A_SENTENCE:
+            if len(swapped) == 2 * SWAPS_A_SENTENCE:
                 return " ".join(words)
     return None
 

@@ -34,7 +34,9 @@ def facts(task: Task, data: TaskData, more: Mapping[str, TaskData]) -> dict[str,
         "classes": {label: counts[index] for index, label in enumerate(task.labels)},
         "repeated": len(train) - len(known),
         "relabelled": len({*zip(train, labels, strict=True)}) - len(known),
-        "leaked": {name: [i for i, text in enumerate(of, start=1) if text in known] for name, of in others.items()},
+        "leaked": {
+            name: [i for i, text in enumerate(texts, start=1) if text in known] for name, texts in others.items()
+        },
     }
 
 
@@ -47,7 +49,7 @@ def facts_text(about: Mapping[str, Any]) -> list[str]:
         other = f", {about['relabelled']:,} of them with another label" if about["relabelled"] else ""
         lines.append(f"{repeated:,} train rows ({repeated / about['rows'][0]:.0%}) repeat an earlier row's text{other}")
     for split, shared in about["leaked"].items():
-        rows = ", ".join(map(str, shared[:NAMED_ROWS])) + ", ..." * (len(shared) > NAMED_ROWS)
+        rows = ", ".join(map(str, shared[:NAMED_ROWS])) + (", ..." if len(shared) > NAMED_ROWS else "")
         if shared:
             lines.append(
                 f"{len(shared):,} {split} rows have a text that is in train, which flatters every score: {rows}"

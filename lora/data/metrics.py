@@ -57,7 +57,7 @@ def macro_f1(predictions: np.ndarray, references: np.ndarray) -> float:
     A class that is neither predicted nor true in any row has no F1 and is excluded, as in scikit-learn.
     """
     classes = np.union1d(predictions, references)
-    return math.fsum(f1(predictions == each, references == each) for each in classes) / len(classes)
+    return math.fsum(f1(predictions == label, references == label) for label in classes) / len(classes)
 
 
 def matthews(predictions: np.ndarray, references: np.ndarray) -> float:

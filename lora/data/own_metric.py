@@ -35,7 +35,8 @@ class OwnMetric:
 
     def sources(self, folder: Path) -> tuple[str, dict[str, bytes]]:
         """A hash of the module's Python files, and these by name. `folder`: that of the task's file."""
-        place, script = folder / at_home(self.evaluate), f"{Path(self.evaluate).name}.py"
+        place = folder / at_home(self.evaluate)
+        script = f"{Path(self.evaluate).name}.py"
         if self.revision is not None:
             from huggingface_hub import snapshot_download
 

@@ -26,7 +26,8 @@ from lora.data.tasks import KEYS, TASKS, Task
 from lora.errors import UserError, first_line
 from lora.files import ROOT, at_home, read_object
 
-OF_CLASSES, OF_SCORES = ("accuracy", "f1", "macro_f1", "matthews"), ("pearson", "spearman")
+OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews")
+OF_SCORES = ("pearson", "spearman")
 SMALLEST, LARGEST = float(np.finfo("f4").tiny), float(np.finfo("f4").max)  # of float32
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 FOLDER = "tasks"  # below a folder of results
@@ -256,7 +257,8 @@ def own_rows(definition: Definition, folder: Path, split: str) -> dict[str, list
     Raises: UserError: If the file is absent or broken (with its row): there are no rows, a text is empty, a label is
         missing, unknown or out of range, or, in train and dev, all labels are the same.
     """
-    table, label = read_table(folder / at_home(definition.files[split])), definition.label
+    table = read_table(folder / at_home(definition.files[split]))
+    label = definition.label
     if not len(table):
         raise UserError(f"{table.path}: no rows; the {KEYS[split]} split needs some")
     texts = {name: table.texts(name) for name in definition.columns}

@@ -105,10 +105,10 @@ def read(
 
 def choose_rows(task: Task, columns: Rows, rows: np.ndarray) -> Rows:
     """The chosen rows of a split, with scores in `Task.score_type` and their indices as column `idx`."""
-    found = {name: [columns[name][row] for row in rows] for name in (*task.columns, "label")}
-    if not task.labels and None not in found["label"]:
-        found["label"] = np.array(found["label"], task.score_type).tolist()
-    return found | {"idx": rows.tolist()}
+    chosen = {name: [columns[name][row] for row in rows] for name in (*task.columns, "label")}
+    if not task.labels and None not in chosen["label"]:
+        chosen["label"] = np.array(chosen["label"], task.score_type).tolist()
+    return chosen | {"idx": rows.tolist()}
 
 
 RunRows = tuple[TaskData, dict[str, TaskData]]  # train and validation, and further splits by name
@@ -265,7 +265,8 @@ def read_hub_layout(task: Task, split: str, folder: Path | None, revision: str |
     Raises: UserError: If the split cannot be read, or its columns or labels are not the task's.
     """
     if folder is not None:
-        where, files = f"{split} of {folder / task.name}", f"{folder / task.name}/{split}-*.parquet"
+        where = f"{split} of {folder / task.name}"
+        files = f"{folder / task.name}/{split}-*.parquet"
         named: tuple[str, ...] = ("parquet",)
         options: dict[str, Any] = {"data_files": {split: files}}
         advice = f"GLUE_DIR= sets the folder that holds {task.name}/{split}-00000-of-00001.parquet"

@@ -161,7 +161,8 @@ def read_labels(
             rule = f"the labels are {', '.join(known)}"
         else:
             low, high = score_range
-            label, rule = as_score(word, low, high), f"a score is a number from {low:.15g} to {high:.15g}"
+            label = as_score(word, low, high)
+            rule = f"a score is a number from {low:.15g} to {high:.15g}"
         if label is None:
             found = "no label" if entry in (None, "") else repr(entry)
             raise UserError(f"{place(index)}: {found} in column {column}: {rule}")

@@ -119,10 +119,15 @@ class Task:
         return (self.train_split, *self.validation_splits)
 
 
-ONE, TWO, QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
+ONE = ("sentence",)
+TWO = ("sentence1", "sentence2")
+QUESTIONS = ("question1", "question2")
 SIGNS, ACCEPTED = ("negative", "positive"), ("unacceptable", "acceptable")
 ENTAILED, ZERO_ONE = ("entailment", "not_entailment"), ("0", "1")
-ACCURACY, F1, MATTHEWS, PEARSON = (("accuracy",), ("accuracy", "f1"), ("matthews", "accuracy"), ("pearson", "spearman"))
+ACCURACY = ("accuracy",)
+F1 = ("accuracy", "f1")
+MATTHEWS = ("matthews", "accuracy")
+PEARSON = ("pearson", "spearman")
 # The files that differ from the others.
 MNLI = TsvLayout(TWO, "gold_label", files=MNLI_FILES)
 MRPC = TsvLayout(("#1 String", "#2 String"), "Quality", ZERO_ONE)

@@ -90,7 +90,8 @@ def init_bottleneck(adapter: Bottleneck, config: BottleneckConfig, seed: int, na
     With `init_truncated`, the distribution is truncated at 2 std.
     """
     for part in ("down", "up"):
-        linear, source = getattr(adapter, part), generator(seed, "adapter", name, part)
+        linear = getattr(adapter, part)
+        source = generator(seed, "adapter", name, part)
         draw, std = torch.empty(linear.weight.shape), config.init_std
         if config.init_truncated:
             nn.init.trunc_normal_(draw, 0.0, std, -2 * std, 2 * std, generator=source)
@@ -113,10 +114,10 @@ def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, .
             init_bottleneck(adapter, config, seed, name)
         replaced = model.get_submodule(name)
         replace(model, name, WRAPPERS[type(replaced)](replaced, adapter))
-    trained = [n for n, _ in model.named_parameters() if ".adapter." in n]
+    trained = [name for name, _ in model.named_parameters() if ".adapter." in name]
     if config.layer_norms == "trained":
         layers = tuple(f"{layer}." for layer in encoder_layers(model, architecture_of(model)))
-        norms = [n for n, module in model.named_modules() if is_layer_norm(module) and n.startswith(layers)]
+        norms = [name for name, module in model.named_modules() if is_layer_norm(module) and name.startswith(layers)]
         trained += [f"{name}.{part}" for name in norms for part in ("weight", "bias")]
     return train_only(model, trained)
 

@@ -84,7 +84,9 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     Raises: UserError: If PEFT is missing, lacks the type or a parameter, takes a parameter with another value than
         given, or cannot put it on these modules. The model is then unchanged, unless PEFT had begun.
     """
-    kind, peft, full = config_class(config), library(), in_full(model, config)
+    kind = config_class(config)
+    peft = library()
+    full = in_full(model, config)
     targets, options = list(full.targets), full.options
     if config.draw == "seed":
         drawn = seed_for(seed, "draw") >> 32  # 31 bits suit every type
@@ -92,7 +94,7 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
     elif "random_seed" in parameters(kind):
         options.setdefault("random_seed", 0)  # None is another draw at every reload
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True, action="always") as told:
+    with torch.random.fork_rng(devices), warnings.catch_warnings(record=True, action="always") as caught:
         torch.manual_seed(seed_for(seed, "peft"))
         try:
             settings = kind(target_modules=targets, **options, **MORE.get(config.type, {}))
@@ -103,7 +105,7 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
             raise UserError(f"PEFT cannot put {config.type} on {type(model).__name__}: {first_line(error)}") from error
     for key, value in config.options.items():
         sign = re.compile(f"`{key}[`=]|Setting {key} to")  # that it ignores or changes the value, which names the run
-        for warning in (str(one.message) for one in told):
+        for warning in (str(one.message) for one in caught):
             if value != parameters(kind)[key] and sign.search(warning):
                 raise UserError(f"PEFT does not take method.options.{key}={value}: {' '.join(warning.split())}")
     for layer in layers_of(model).values():
@@ -136,15 +138,16 @@ def config_class(config: PeftConfig) -> type:
     if config.draw == "seed" and not SEEDS & parameters(kind).keys() - config.options.keys():
         raise UserError(f"method.draw must be fixed: {config.type} freezes no draw, or options state its seed")
     of_lora = parameters(kind.__base__).keys() - OF_LORA if config.type == "adalora" else ()
-    stated, ignored = parameters(kind), {*IGNORED_ON_LINEAR, *IGNORED_BY.get(config.type, ()), *of_lora}
-    taken = [key for key in stated if key not in ignored]
+    stated = parameters(kind)
+    ignored = {*IGNORED_ON_LINEAR, *IGNORED_BY.get(config.type, ()), *of_lora}
+    settable = [key for key in stated if key not in ignored]
     for key, value in config.options.items():
-        if key not in taken and not (key in stated and value == stated[key]):  # an adapter states all
-            near = difflib.get_close_matches(key, taken, 1, 0.5)
+        if key not in settable and not (key in stated and value == stated[key]):  # an adapter states all
+            near = difflib.get_close_matches(key, settable, 1, 0.5)
             nearest = f"the nearest is {near[0]}; " if near else ""
             raise UserError(
                 f"method.options.{key} is no parameter of {config.type} that can be set; {nearest}they are "
-                f"{', '.join(taken)}"
+                f"{', '.join(settable)}"
             )
         if key.endswith("_modules") and not isinstance(value, list):
             raise UserError(f"method.options.{key} must be a list of modules, got {value!r}")

@@ -191,7 +191,8 @@ class PeftConfig:
     def __post_init__(self):
         if self.options is None:
             object.__setattr__(self, "options", {})
-        problems, is_word = Problems(), re.fullmatch("[a-z0-9_]+", self.type) is not None
+        problems = Problems()
+        is_word = re.fullmatch("[a-z0-9_]+", self.type) is not None
         problems.check(is_word, "type", "lower-case letters, digits and _", self.type)
         problems.check(len(self.targets) > 0, "targets", "a non-empty list", self.targets)
         rank = self.options.get("r", 0)

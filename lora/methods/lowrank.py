@@ -159,7 +159,8 @@ def in_blocks(
     """
     parts = list(parts)
     a = torch.cat([a for _, a, _ in parts])
-    b, start = torch.cat([b.flatten() for _, _, b in parts]).new_zeros(outputs, len(a)), 0
+    b = torch.cat([b.flatten() for _, _, b in parts]).new_zeros(outputs, len(a))
+    start = 0
     for rows, _, block in parts:
         b[rows, start : start + block.shape[1]] = block
         start += block.shape[1]
@@ -232,7 +233,8 @@ def initialize(
             a, b = right[:rank], left[:, :rank]
         part.lora_a.copy_(a)
         part.lora_b.copy_(b)
-        part.start_a, part.start_b = part.lora_a.detach().clone(), -part.lora_b.detach()
+        part.start_a = part.lora_a.detach().clone()
+        part.start_b = -part.lora_b.detach()
     else:
         init_a(part.lora_a, config, seed, name)
     if part.lora_m is not None:

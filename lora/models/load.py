@@ -159,7 +159,9 @@ def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> set[str
         unused = re.compile("|".join([*config.unused_weights, r"(?!)" if known is None else known.unused]))
     except re.error as error:
         raise UserError(f"model.unused_weights must hold regular expressions: {error}") from error
-    unknown = sorted(n for n in report["unexpected_keys"] if not unused.search(n) and not n.endswith("position_ids"))
+    unknown = sorted(
+        name for name in report["unexpected_keys"] if not unused.search(name) and not name.endswith("position_ids")
+    )
     if lacking or unknown:
         raise UserError(
             f"weights of {config.name} do not fit {type(model).__name__}: missing or of another shape: "
@@ -173,7 +175,8 @@ def check_loaded(model: nn.Module, report: dict, config: ModelConfig) -> set[str
 def init_head(model: nn.Module, seed: int, missing: set[str]) -> None:
     """Initialise the head. Parameters of its pretrained modules are drawn only if `missing` from the checkpoint."""
     # 0.02 is the default of transformers' encoders; a few lack the setting
-    std, known = getattr(model.config, "initializer_range", 0.02), architecture_of(model)
+    std = getattr(model.config, "initializer_range", 0.02)
+    known = architecture_of(model)
     pretrained = (model.base_model_prefix, *(() if known is None else known.pretrained_head))
     for name, parameter in model.named_parameters():
         if not is_head(model, name) or (name.startswith(tuple(f"{m}." for m in pretrained)) and name not in missing):

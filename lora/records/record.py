@@ -164,7 +164,9 @@ def load_frame(records: list[RunRecord]) -> "pandas.DataFrame":
 
 
 def _row(record: RunRecord) -> dict[str, Any]:
-    config, selected, data = record.config, record.selected, record.provenance["data"]
+    config = record.config
+    selected = record.selected
+    data = record.provenance["data"]
     losses = [_loss(record, epoch) for epoch in record.epochs]
     return {
         "run_id": record.run_id,
@@ -214,7 +216,9 @@ def load_curves(records: list[RunRecord]) -> "pandas.DataFrame":
 
 
 def _curve(record: RunRecord) -> list[tuple]:
-    split, metric, rows = record.selected["split"], record.selected["metric"], []
+    split = record.selected["split"]
+    metric = record.selected["metric"]
+    rows = []
     for epoch in record.epochs:
         value = _number(epoch["metrics"][split][metric])
         rows.append((record.run_id, epoch["epoch"], epoch["step"], epoch["train_loss"], _loss(record, epoch), value))

@@ -27,6 +27,7 @@ from lora.report.own import lacking
 from lora.report.rates import learning_rate_table, origins_of
 from lora.report.runs import with_others_epoch
 from lora.report.train_rows import size_sentences
+from lora.sweep.progress import count_of
 from lora.table import Table
 
 TABLE_1 = FOLDERS / "efficiency" / "paper.csv"
@@ -84,14 +85,15 @@ class Report:
             lines.append(f"missing: {listed(missing)}")
         lines += [f"extra, not used: `{run_id}`" for run_id in self.state.extra]
         if count := len(self.gathered.tuning):
-            lines.append(f"{count} run{'s' * (count > 1)} of `python -m lora tune`")
+            lines.append(f"{count_of(count, 'run')} of `python -m lora tune`")
         return lines + [f"left out: {problem}" for problem in self.problems]
 
 
 def read_more(gathered: Gathered) -> tuple[pd.DataFrame, Analyses]:
     """The curves of its records, and the analyses that were made from them."""
     curves = load_curves(list(gathered.state.ok.values()))
-    analyses, older = read_analyses(gathered.folder / "analysis", gathered.every_ok, gathered.command), []
+    analyses = read_analyses(gathered.folder / "analysis", gathered.every_ok, gathered.command)
+    older = []
     if all(word.startswith((*PLACES, "task=")) for word in gathered.overrides):  # else a table lacks runs itself
         for task, entry in analyses.own_rows.items():
             if count := len(lacking(entry, gathered.own_runs)):

@@ -86,7 +86,8 @@ class Section:
         ending, banner = ENDINGS[self.kind], BANNERS[self.kind]
         if self.kind == "own":
             banner = tuning_banner(self.runs, self.gathered.rates)
-        file, title = file or self.experiment.tables[0], f"{title or self.experiment.title} ({self.gathered.name})"
+        file = file or self.experiment.tables[0]
+        title = f"{title or self.experiment.title} ({self.gathered.name})"
         drawn = {f"{key}{ending}": figure for key, figure in figures.items() if figure is not None}
         table = Table(f"{file}{ending}", title, cells, words, tuple(notes), banner, self.above, drawn)
         return replace(table, experiment=self.experiment.name, units=task_units(self.runs))
@@ -94,7 +95,9 @@ class Section:
 
 def methods(section: Section) -> list[Table]:
     """Table 2, next to the paper's cells, and every method compared with every other."""
-    summary, pairs, is_own = section.summary, section.pairs, section.kind == "own"
+    summary = section.summary
+    pairs = section.pairs
+    is_own = section.kind == "own"
     figures = {"parameters": by_parameters(section.runs), "curves": learning_curves(section.runs, section.curves)}
     cells = own.with_baselines(table2(summary), summary, section.own_rows) if is_own else table2(summary)
     made = [section.table(cells, section.notes, **figures)]
@@ -107,7 +110,8 @@ def methods(section: Section) -> list[Table]:
         of_rows = is_own and section.runs["metric"].isin(METRICS).any()
         command = section.gathered.command("analyse intervals")
         notes = [note("pairs"), note("pairs_own" if of_rows else "verdicts").replace("COMMAND", command)]
-        cells, title = pairs_table(pairs, section.analyses), "Every method against every other, in pairs of one seed"
+        cells = pairs_table(pairs, section.analyses)
+        title = "Every method against every other, in pairs of one seed"
         made.append(section.table(cells, notes, "pairs", title, forest=forest(pairs)))
     if is_own:
         cells = rates_table(section.runs, section.gathered.rates)
@@ -186,7 +190,8 @@ def head_rates(section: Section) -> list[Table]:
 
 def starts(section: Section) -> list[Table]:
     cells = change_table(section.runs, "start", START_TITLES)
-    start, curves = slopes(section.runs, section.paper), learning_curves(section.runs, section.curves, " by start")
+    start = slopes(section.runs, section.paper)
+    curves = learning_curves(section.runs, section.curves, " by start")
     return [section.table(cells, [*section.notes, note("change")], start=start, start_curves=curves)]
 
 
@@ -200,7 +205,8 @@ def lengths(section: Section) -> list[Table]:
 def sizes(section: Section) -> list[Table]:
     cells = sizes_table(section.runs, section.summary)
     made = section.table(cells, [*section.notes, note(ROWS)], rows=sizes_figure(section.runs))
-    cells, title = rates_table(section.runs, section.gathered.rates), "How each learning rate was chosen, by train rows"
+    cells = rates_table(section.runs, section.gathered.rates)
+    title = "How each learning rate was chosen, by train rows"
     rates = replace(section.table(cells, [note("rates")], f"{ROWS}_rates", title), banner="", above="")
     return [made, rates, *dev_and_test(section, f"{ROWS}_test")]
 

@@ -170,7 +170,9 @@ def main(arguments: argparse.Namespace) -> int:
             write_atomically(below / file, text.encode())
             print(f"written: {below / file}")
     print(f"page: {gathered.folder / 'report.html'}{'' if written else ' (as committed: nothing was written)'}")
-    failed, missing, left_out = len(report.state.failed), len(report.state.missing), len(report.problems)
+    failed = len(report.state.failed)
+    missing = len(report.state.missing)
+    left_out = len(report.problems)
     if failed or missing or left_out:
         print(f"incomplete: {failed} failed, {missing} missing, {left_out} files left out", file=sys.stderr)
         return 1

@@ -49,7 +49,8 @@ def latex(values: pd.DataFrame, cells: pd.DataFrame) -> str:
         values: Those of the table of methods.
         cells: `lora.report.runs.summarise` of its runs.
     """
-    cells, keys = cells.assign(higher=cells["median"] * cells["metric"].map(better)), ["model", "task"]
+    cells = cells.assign(higher=cells["median"] * cells["metric"].map(better))
+    keys = ["model", "task"]
     best = cells.sort_values("higher", na_position="first").drop_duplicates(keys, keep="last")
     cells = cells.merge(best.assign(floor=best["higher"] - best["std"].fillna(0))[[*keys, "floor"]], on=keys)
     bold = {cell_key(cell) for cell in cells[cells["higher"] >= cells["floor"]].to_dict("records")}

@@ -96,7 +96,8 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
         tasks, series = task_labels(of_model), []
         rows = of_model.assign(label=row_names(of_model, ["protocol"]), difference=100 * of_model["best"])
         for (*_, label), group in rows.groupby(ROW, sort=False):
-            score, count = mean_interval(by_seed(group, [*tasks]).to_numpy(float)), group["trainable_method"].dropna()
+            score = mean_interval(by_seed(group, [*tasks]).to_numpy(float))
+            count = group["trainable_method"].dropna()
             if score.n and len(count):
                 costs = [middle if pd.notna(middle) else None for middle in group[[*COSTS]].astype(float).median()]
                 point = (int(count.iloc[0]), score.mean, score.low, score.high, *costs)
@@ -165,7 +166,8 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
     panels = []
     for summary in summaries:
         plan, series = summary["about"]["plan"], []
-        shapes, methods = plan["latency_shapes"], [name for name in ADDED if name in plan["methods"]]
+        shapes = plan["latency_shapes"]
+        methods = [name for name in ADDED if name in plan["methods"]]
         for place, name in enumerate(methods):
             ratios = summary[name]["to_base"] or {}
             if ends := ratios.get("latency_ms_interval"):

@@ -266,6 +266,7 @@ def run_here(record: RunRecord, gathered: Gathered) -> PlannedRun:
 
 def saved_runs(gathered: Gathered) -> list[tuple[RunRecord, PlannedRun]]:
     """The records whose adapter is in this machine's outputs, each with its run."""
-    outputs, records = outputs_here(gathered.folder, gathered.overrides), sorted(gathered.state.ok.items())
+    outputs = outputs_here(gathered.folder, gathered.overrides)
+    records = sorted(gathered.state.ok.items())
     saved = [one for run_id, one in records if one.adapter and adapter_path(outputs, run_id).exists()]
     return [(record, run_here(record, gathered)) for record in saved]

@@ -67,7 +67,8 @@ def setting_labels(runs: pd.DataFrame, main: pd.DataFrame, without: Collection[s
     keys = [key for key in setting_columns(runs) if key not in without]
     usual: dict[tuple[str, ...], dict[str, str]] = {}
     for run in main.to_dict("records"):
-        settings, place = {key: run[key] for key in keys}, tuple(run[name] for name in COMPARED)
+        settings = {key: run[key] for key in keys}
+        place = tuple(run[name] for name in COMPARED)
         usual[place] = dict(usual.get(place, settings).items() & settings.items())
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     tasks: dict[str, list[dict[str, Any]]] = {}

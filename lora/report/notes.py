@@ -25,7 +25,7 @@ def encoder_notes(models: Iterable[str], kind: str = "whole") -> list[str]:
     """Notes on the encoders for tasks of this kind, for the encoders that have one."""
     known = NOTES["encoders_of_own" if kind == "own" else "encoders"]
     names = [*dict.fromkeys(models)]
-    return [f"{f'{name}: ' * (len(names) > 1)}{known[name]}" for name in names if name in known]
+    return [f"{name}: {known[name]}" if len(names) > 1 else known[name] for name in names if name in known]
 
 
 def caption(summary: pd.DataFrame) -> str:
@@ -43,9 +43,12 @@ def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     curves = curves[curves["run_id"].isin(runs["run_id"])]
     if curves.empty:
         return ""
-    embedders, parts, cut = NOTES["encoders"], [], []
+    embedders = NOTES["encoders"]
+    parts = []
+    cut = []
     models = [
-        f"{encoder_title(name)}{' (a sentence embedder)' * (name in embedders)}" for name in runs["model"].unique()
+        f"{encoder_title(name)}{' (a sentence embedder)' if name in embedders else ''}"
+        for name in runs["model"].unique()
     ]
     epochs = sorted(curves.groupby("run_id")["epoch"].max().unique())
     span = " and ".join(map(str, epochs)) if len(epochs) < 3 else f"{epochs[0]} to {epochs[-1]}"

@@ -31,9 +31,11 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
 
 def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per task, method, device and way of computing: medians over the runs, as their records have them."""
-    lines, runs = [], runs.assign(label=row_names(runs, ["model", "protocol"])).dropna(subset="device")
+    lines = []
+    runs = runs.assign(label=row_names(runs, ["model", "protocol"])).dropna(subset="device")
     how = {title: key for title, key in HOW.items() if runs[key].nunique() > 1}
-    keys, named = ["task", "label", "device", *how.values()], runs["task"].nunique() > 1
+    keys = ["task", "label", "device", *how.values()]
+    named = runs["task"].nunique() > 1
     for (task, label, device, *values), of_method in runs.groupby(keys, sort=False):
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
         line = ({"Task": task} if named else {}) | {"Method": label, "Trainable": trainable_cell(of_method)}
@@ -50,7 +52,9 @@ def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
 def test_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per task and method whose runs scored labelled test rows: mean and standard deviation over the runs.
     `runs`: with the column `size`, a line for each number of train rows."""
-    lines, titles, runs = [], task_labels(runs), runs.assign(label=row_names(runs, ["model", "protocol"]))
+    lines = []
+    titles = task_labels(runs)
+    runs = runs.assign(label=row_names(runs, ["model", "protocol"]))
     keys = ["task", *(["size"] if "size" in runs else []), "label"]
     for (task, *size, label), of_method in runs.dropna(subset="test_rows").groupby(keys, sort="size" in runs):
         line = {"Task": titles[task], "Method": label}

@@ -28,8 +28,8 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The HTML of the whole page. `pictures`: figure name -> SVG."""
     tables = [table for table in report.tables if table.name != "claims"]
     runs = runs_table(report)
-    places = {each.claim.id: place for place, each in reversed(list(enumerate(report.verdicts, start=1)))}
-    words = Counter[str](each.word for each in report.verdicts)
+    places = {verdict.claim.id: place for place, verdict in reversed(list(enumerate(report.verdicts, start=1)))}
+    words = Counter[str](verdict.word for verdict in report.verdicts)
     return ENVIRONMENT.get_template("report.html").render(
         report=report,
         trained=len(report.expected & report.state.ok.keys()),

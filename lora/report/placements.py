@@ -74,7 +74,8 @@ def head_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 def head_rule(runs: pd.DataFrame) -> str:
     """What the plan's rule says (experiments/plans/layers.md, part 0): does the head explain Houlsby adapters' lead?"""
-    runs, (own, faster) = with_head(runs), HEADS
+    runs = with_head(runs)
+    own, faster = HEADS
     lead, gain = change(runs, ("houlsby", own), ("lora", own)), change(runs, ("lora", faster), ("lora", own))
     numbers = f"Houlsby adapters - LoRA, both heads at {own:g}: {lead.shown}"
     numbers += f"; LoRA, head at {faster:g} - {own:g}: {gain.shown}"

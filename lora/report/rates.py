@@ -40,7 +40,9 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
     runs = rows.dropna(subset="lr")
     if runs.empty:
         return None
-    tasks, best, lines = task_labels(runs), best_rate_by_label(rows), []
+    tasks = task_labels(runs)
+    best = best_rate_by_label(rows)
+    lines = []
     for label, of_row in runs.groupby("label", sort=False):
         for rate, of_rate in of_row.groupby("lr"):
             line, means = {"Method": label, "Learning rate": f"{rate:g}"}, []
@@ -69,7 +71,8 @@ def tried_rows(tried: pd.DataFrame) -> pd.DataFrame:
 def best_rate_by_label(rows: pd.DataFrame) -> dict[str, float]:
     """Label -> the rate with the best mean over tasks, each task first averaged over its seeds; the smaller on a tie.
     Only rates that were tried on every task and seed of the row count. Rows with a missing run are excluded."""
-    rates, rows = {}, rows.assign(best=rows["best"].astype(float) * rows["metric"].map(better))
+    rates = {}
+    rows = rows.assign(best=rows["best"].astype(float) * rows["metric"].map(better))
     for label, of_row in rows.groupby("label", sort=False):
         if of_row["lr"].notna().all():
             by_rate = of_row.pivot(index="lr", columns=["task", "seed"], values="best").sort_index().dropna()

@@ -114,7 +114,8 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str
         is_lora = isinstance(method, LoraConfig)
         facts |= {"targets": targets_word(method.targets) if is_lora and targets_in_slug(method.targets) else ""}
         facts |= {"rank": method.rank if is_lora else 0}
-        runtime, whole = run.config.runtime, run.task.official_rows[run.task.train_split]
+        runtime = run.config.runtime
+        whole = run.task.official_rows[run.task.train_split]
         facts |= {"rate_from": runtime.rate_from or "stated", "rate_name": runtime.rate_name, "whole_rows": whole}
         rows.setdefault((experiment, run.run_id), facts | named)
     settings = setting_columns(dict.fromkeys(key for row in rows.values() for key in row))

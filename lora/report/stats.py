@@ -235,9 +235,9 @@ def all_pairs(
             paired = ~pd.isna(tables[0][:, averaged]).any(axis=1)
             chosen, *sides = (table[paired][:, averaged] for table in tables)
             values = chosen.astype(float).mean(axis=1).round(DIGITS)  # as `by_seed`
-            found = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
-            found["needed"] = seeds_needed(values, [(0.0, "less" if found["mean"] > 0 else "greater")])
-            found["runs"] = tuple(zip(*(side.ravel() for side in sides), strict=True))
-            rows.append({"one": one, "other": other, "task": place, **found})
+            compared = vars(mean_interval(values)) | {"p": mean_p(values, 0.0, "two-sided")}
+            compared["needed"] = seeds_needed(values, [(0.0, "less" if compared["mean"] > 0 else "greater")])
+            compared["runs"] = tuple(zip(*(side.ravel() for side in sides), strict=True))
+            rows.append({"one": one, "other": other, "task": place, **compared})
     columns = ["one", "other", "task", "n", "mean", "low", "high", "p", "needed", "runs"]
     return pd.DataFrame(rows, columns=columns)

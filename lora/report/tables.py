@@ -81,7 +81,9 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
         rows: The published row that each of ours corresponds to: model (`*`: any other), slug, protocol (`*`: any),
             paper_model, paper_method, paper_trainable.
     """
-    table, tasks, lines = table2(summary), task_labels(summary), []
+    table = table2(summary)
+    tasks = task_labels(summary)
+    lines = []
     groups = [group for _, group in summary.groupby(ROW, sort=False)]
     for line, group in zip(table.to_dict("records"), groups, strict=True):
         lines.append(line)
@@ -95,7 +97,9 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
             printed["Trainable"] = Value(1e6 * float(names[2].removesuffix("M")), names[2])
             for task in tasks_of(group):
                 value, std = (cells[key].get(task_title(task), math.nan) for key in ("value", "std"))
-                printed[tasks[task]] = "-" if pd.isna(value) else Value(value, f"{value}" + f" ±{std}" * pd.notna(std))
+                printed[tasks[task]] = (
+                    "-" if pd.isna(value) else Value(value, f"{value}" if pd.isna(std) else f"{value} ±{std}")
+                )
             mean = cells["value"].reindex([*map(task_title, tasks)]).mean(skipna=False)
             lines.append(
                 {name: printed.get(name, "") for name in table} | ({"Avg.": number(mean)} if len(tasks) > 1 else {})
@@ -106,7 +110,10 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
 def table5(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 5, transposed: target sets by tasks, each at the rank that gives the same number of parameters, and the
     published cells in columns next to ours."""
-    tasks, lines, of_paper, lora = task_labels(summary), [], paper_cells(paper), targets_and_ranks(runs)
+    tasks = task_labels(summary)
+    lines = []
+    of_paper = paper_cells(paper)
+    lora = targets_and_ranks(runs)
     for label, group in summary.groupby("label", sort=False):
         targets, rank = lora[label]
         line = {"Adapted": targets, "Rank": rank, "Trainable": trainable_cell(group), "Seeds": seeds(group)}
@@ -151,7 +158,9 @@ def table6(runs: pd.DataFrame, summary: pd.DataFrame, paper: pd.DataFrame | None
 def per_doubling(runs: pd.DataFrame) -> dict[tuple[str, str], Cell]:
     """(task label, target set) -> the slope of a seed's scores over log2 of the rank: the mean over seeds, with its
     interval. Seeds that lack a rank are excluded."""
-    intervals, tasks, lora = {}, task_labels(runs), runs["label"].map(targets_and_ranks(runs))
+    intervals = {}
+    tasks = task_labels(runs)
+    lora = runs["label"].map(targets_and_ranks(runs))
     rows = runs.assign(targets=lora.str[0], doublings=[math.log2(rank) for _, rank in lora])
     for (task, targets), of_set in rows.groupby(["task", "targets"], sort=False):
         scores = 100 * of_set.pivot(index="seed", columns="doublings", values="best").astype(float).dropna()

@@ -38,7 +38,9 @@ def show(report: Report, experiments: Sequence[str] = (), plain: bool = False) -
         print(markdown_report(report, bool(experiments)))
         return
     console = Console(highlight=False)
-    tables = [t for t in printed_tables(report, bool(experiments)) if t.name not in ("claims", LEARNING_RATE)]
+    tables = [
+        table for table in printed_tables(report, bool(experiments)) if table.name not in ("claims", LEARNING_RATE)
+    ]
     judged = [verdict for verdict in report.verdicts if verdict.is_measured]
     status, more = report.status, []
     if experiments:
@@ -46,7 +48,9 @@ def show(report: Report, experiments: Sequence[str] = (), plain: bool = False) -
         claims = [verdict for verdict in judged if verdict.claim.experiment in experiments]
         other = {verdict.claim.id for verdict in judged} - {verdict.claim.id for verdict in claims}
         more = [(len(tables) - 1, "tables"), (len(other), "claims"), (len(status) - STATUS_SHOWN, "lines on runs")]
-        tables, judged, status = of_sweep[:1], claims, status[:STATUS_SHOWN]
+        tables = of_sweep[:1]
+        judged = claims
+        status = status[:STATUS_SHOWN]
     for banner in dict.fromkeys(table.banner for table in tables if table.banner):
         console.print(escape(banner.replace("*", "")), style="bold")
     notes: list[str] = []
@@ -68,7 +72,8 @@ def show(report: Report, experiments: Sequence[str] = (), plain: bool = False) -
 def print_claim(console: Console, judged: Sequence[Verdict], whole: bool) -> None:
     """The verdict, what decides it, and the claim, which is cut to one line unless it is to be `whole`."""
     word = on_places(judged, [word_text(verdict) for verdict in judged], "devices")
-    claim, shown = escape(judged[0].claim.headline.removesuffix(".")), worst(judged).word
+    claim = escape(judged[0].claim.headline.removesuffix("."))
+    shown = worst(judged).word
     start = f"[{WORD_COLOURS[shown]}]{SYMBOLS[shown]} {word:<13}[/]"
     fits = not whole and len(word) + len(closest(judged)) + 20 < console.width  # the claim may be cut, the interval not
     console.print(f"{start}  {escape(closest(judged))}  [dim]{claim}[/]", no_wrap=fits, overflow="ellipsis")
@@ -88,8 +93,10 @@ def reference_lines(report: Report) -> list[str]:
 
 def printed_tables(report: Report, of_sweep: bool) -> list[Table]:
     """The tables that commands print; the verdicts last."""
-    tables = [t for t in report.tables if len(t.cells) and t.name not in NOT_PRINTED and not t.folded]
-    tables = [t for t in tables if not (of_sweep and t.name.startswith(OWN))]
+    tables = [
+        table for table in report.tables if len(table.cells) and table.name not in NOT_PRINTED and not table.folded
+    ]
+    tables = [table for table in tables if not (of_sweep and table.name.startswith(OWN))]
     return sorted(tables, key=lambda table: table.name == "claims")
 
 

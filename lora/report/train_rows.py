@@ -70,11 +70,13 @@ def size_sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
     """
     lines = []
     for (task, _), of_task in runs.dropna(subset="device").groupby(["task", "model"], sort=False):
-        sizes, metric = sorted(set(of_task["size"].tolist())), of_task["metric"].iloc[0]
+        sizes = sorted(set(of_task["size"].tolist()))
+        metric = of_task["metric"].iloc[0]
         about = LOWER if metric.endswith(LOWER) else ""
         for label, of_method in of_task.groupby("label", sort=False) if len(sizes) > 1 else ():
             few, many = sizes[-2:]
-            added, of_both = gain(of_method, few, many), of_method[of_method["size"].isin((few, many))]
+            added = gain(of_method, few, many)
+            of_both = of_method[of_method["size"].isin((few, many))]
             if added.n:
                 what = f"{label}, {task_title(task)}{about}: {many:,} train rows instead of {few:,} change the score by"
                 word = unlike(of_both, {i: origin.partition(AT)[0] for i, origin in origins.items()})
@@ -111,7 +113,8 @@ def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
     the seeds that all methods have."""
     if word := unlike(runs, origins):
         return word
-    scores, sign = runs.pivot(index="seed", columns="label", values="best").dropna(), better(runs["metric"].iloc[0])
+    scores = runs.pivot(index="seed", columns="label", values="best").dropna()
+    sign = better(runs["metric"].iloc[0])
     if scores.empty:
         return "not compared, because no seed has all methods"
     groups = {str(label): group for label, group in runs[runs["seed"].isin(scores.index)].groupby("label", sort=False)}

@@ -61,7 +61,9 @@ def launch_runs(settings: DictConfig, runs: list[PlannedRun], arguments: Sequenc
             f"a sweep must be started by one process, got {world_size()}: use launcher.workers for a sweep, and "
             f"`accelerate launch` or torchrun for a single run (python -m lora without -m)"
         )
-    (results, outputs), launcher = (settings.runtime.results, settings.runtime.outputs), settings.launcher
+    results = settings.runtime.results
+    outputs = settings.runtime.outputs
+    launcher = settings.launcher
     records, broken = load_records(results)
     now = sweep_state(runs, records, broken)
     for problem in now.problems:
@@ -108,7 +110,8 @@ def to_train(settings: DictConfig, runs: Sequence[PlannedRun], now: State) -> li
 
 def check_launcher(launcher: DictConfig, todo: Sequence[PlannedRun]) -> None:
     """Raises: UserError: If what the launcher needs is not installed, or runs on a CPU would hold GPUs."""
-    name, package = launcher.name, {"slurm": "submitit", "ray": "ray"}.get(launcher.name)
+    name = launcher.name
+    package = {"slurm": "submitit", "ray": "ray"}.get(launcher.name)
     if package is not None and find_spec(package) is None:
         raise UserError(f"launcher={name} needs {package}: .venv/bin/python -m pip install --editable '.[{name}]'")
     if name == "slurm" and shutil.which("sbatch") is None:
@@ -128,7 +131,8 @@ def announcement(
     if not todo:
         failed = f"; {len(now.failed)} of them failed: runtime.retry_failed=true retries them" if now.failed else ""
         return [f"profile {name}: nothing to train, all {len(runs)} runs are in {results} already{failed}"]
-    seconds, time_left = [*map(estimator(own_records(results)), todo)], "unknown until the first run has ended"
+    seconds = [*map(estimator(own_records(results)), todo)]
+    time_left = "unknown until the first run has ended"
     if None not in seconds:
         time_left = f"about {duration(sum(seconds) / min(workers, len(todo)))}, judging by your records of the encoder"
     parents = {run.parent for run in runs} & {run.run_id for run in todo}

@@ -39,7 +39,9 @@ class Note:
         self.file, self.written = file, 0.0
         self.first: tuple[int, float] | None = None  # the first reported step, and its time
         self.pace: float | None = None  # seconds per step
-        host, pid, slurm = socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID")
+        host = socket.gethostname()
+        pid = os.getpid()
+        slurm = os.environ.get("SLURM_JOB_ID")
         if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
             slurm = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"  # as scancel takes it
         where = f"process {pid} of {host}" + (f", slurm {slurm}" if slurm else "")

@@ -91,7 +91,10 @@ def run_jobs(
     Raises: KeyboardInterrupt: After a signal, once all workers have written their checkpoints. A second Ctrl-C kills
         them.
     """
-    waiting, outcomes, team, stopping = deque(jobs), {}, {}, False
+    waiting = deque(jobs)
+    outcomes = {}
+    team = {}
+    stopping = False
     with processes.listening():
         try:
             while waiting or team:

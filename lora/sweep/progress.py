@@ -50,8 +50,10 @@ def about(runs: Sequence[PlannedRun], again: int = 0) -> list[str]:
         title, _ = method_words(config.slug)
         methods.setdefault(title, set()).add(config.train.lr)
     for origin, methods in rates.items():
-        each = (f"{method} {' or '.join(f'{rate:g}' for rate in sorted(values))}" for method, values in methods.items())
-        lines.append(f"  rates:   {', '.join(each)} ({ORIGINS[origin]})")
+        by_method = (
+            f"{method} {' or '.join(f'{rate:g}' for rate in sorted(values))}" for method, values in methods.items()
+        )
+        lines.append(f"  rates:   {', '.join(by_method)} ({ORIGINS[origin]})")
     lines.append(f"  kernels: {'; '.join(dict.fromkeys(map(kernels_of, configs)))}")
     runtime = configs[0].runtime
     if again:
@@ -137,8 +139,12 @@ class Watch:
 
     def __init__(self, runs: Sequence[PlannedRun], done: int, results: str, outputs: str, workers: int):
         self.waiting = {run.run_id: run for run in runs}
-        self.total, self.done, self.workers = len(runs) + done, done, workers
-        self.results, self.outputs, self.lines = results, outputs, Lines()
+        self.total = len(runs) + done
+        self.done = done
+        self.workers = workers
+        self.results = results
+        self.outputs = outputs
+        self.lines = Lines()
         self.earlier, self.ended = estimator(own_records(results)), []  # records before this launch, and of it
         self.before = {run_id: self._time(run_id) for run_id in self.waiting}  # of runs that are trained again
 
@@ -182,14 +188,17 @@ class Watch:
             notes = {i: note for i, note in read_notes(self.outputs).items() if i in self.waiting and note["steps"]}
             shares = "".join(f"{note['step'] / note['steps']:.0%} " for note in notes.values())  # not cut at the end
             names = " | ".join(run_title(self.waiting[run_id]) for run_id in notes) or "nothing trains yet"
-            line, bar = f"{self._count()}  {shares}{names}", BAR * self.done // self.total
+            line = f"{self._count()}  {shares}{names}"
+            bar = BAR * self.done // self.total
             if sys.stderr.isatty():
                 line = f"{'━' * bar}{'╌' * (BAR - bar)} {line}"[: shutil.get_terminal_size().columns - 1]
             self.lines.say(line, passing=True)
 
     def _count(self) -> str:
         """The runs that are done, and the time left: at the speed of this launch, else of earlier ones."""
-        notes, ended, waiting = read_notes(self.outputs), estimator(self.ended), self.waiting.items()
+        notes = read_notes(self.outputs)
+        ended = estimator(self.ended)
+        waiting = self.waiting.items()
         left = [seconds_left(notes.get(run_id), ended(run) or self.earlier(run)) for run_id, run in waiting]
         time_left = "?" if None in left else duration(max(sum(left) / self.workers, *left, 0))
         return f"[{self.done:>3}/{self.total}] left {time_left}"

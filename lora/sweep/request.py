@@ -107,7 +107,7 @@ def grids_of(request: Request, whole: bool = False) -> tuple[dict[str, list[Valu
             default = {}  # the command gives a key that only the other experiments name
         else:
             grids = usual
-    blocks = [block for several in grids.values() for block in several]
+    blocks = [block for of_grid in grids.values() for block in of_grid]
     for key, values in given.items():
         if not is_free(key) and (new := new_values(key, values, blocks)):
             raise UserError(
@@ -174,7 +174,8 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
         )
     tasks: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for run in runs if rates else ():
-        origin, place = run.config.runtime.rate_from, (run.model, run.protocol, run.task.name)
+        origin = run.config.runtime.rate_from
+        place = (run.model, run.protocol, run.task.name)
         if origin != "stated":
             name = run.config.runtime.rate_name
             alike = rate_of(run, rates).tuned_alike if origin == "tuned" else "no values"

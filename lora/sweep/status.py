@@ -64,7 +64,9 @@ def statuses(
     The state follows from an `ok` record, else the note of a live worker, else a failed record, else what a worker that
     ended early has left. Training times are estimated from the records `timed`.
     """
-    now, notes, expected = sweep_state(runs, *load_records(results)), read_notes(outputs), estimator(timed)
+    now = sweep_state(runs, *load_records(results))
+    notes = read_notes(outputs)
+    expected = estimator(timed)
     by_run = {}
     for run in runs:
         run_id, left = run.run_id, expected(run)

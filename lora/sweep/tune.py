@@ -57,12 +57,15 @@ def main(given: argparse.Namespace) -> None:
     if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
         raise UnfinishedError(unfinished)
     print("learning rates, and the mean score over seeds of the best epoch on dev (-: diverged, collapsed or no score)")
-    rates, without, earlier = [], [], {(*one.key, one.train_rows): one.lr for one in read_rates(path)}
+    rates = []
+    without = []
+    earlier = {(*one.key, one.train_rows): one.lr for one in read_rates(path)}
     for (first, axes), runs in zip(grids, planned, strict=True):
         of_task = [run for run in runs if run.task.name == first.task]
         tried = scores(of_task, now.ok, Path(settings.runtime.results))
         best, outcome = best_rate(tried, of_task[0].task.metric)
-        name, rows = first.runtime.rate_name, first.data.train_rows if SIZE in axes else None
+        name = first.runtime.rate_name
+        rows = first.data.train_rows if SIZE in axes else None
         place = (first.model.name, first.protocol, first.task, name)
         key = (*place, rows)
         line = f"{name} on {f'{rows} rows of ' if rows else ''}{first.task}: {outcome}"
@@ -89,9 +92,9 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
     stated = stated_rates(axes.pop("train.lr")) if "train.lr" in axes else None
     sizes = axes.pop(SIZE, [""])
     axes["rates"] = ["null"]  # every tuning centres the grid on the row of conf/hparams
-    if several := [key for key, values in axes.items() if len(values) > 1 and key != "seed"]:
+    if lists := [key for key, values in axes.items() if len(values) > 1 and key != "seed"]:
         raise UserError(
-            f"only method, task, seed, train.lr and {SIZE} take several values in tune, got {', '.join(several)}"
+            f"only method, task, seed, train.lr and {SIZE} take several values in tune, got {', '.join(lists)}"
         )
     if "task" not in given:
         raise UserError("tune needs task=NAME, or several: task=A,B")
@@ -136,7 +139,7 @@ def scores(runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Pat
         record = ok.get(run.run_id)
         collapsed = record is None or is_constant(dev_predictions(record, results)["best"], run.task)
         values.setdefault(run.config.train.lr, []).append(None if collapsed else record.selected["best"]["value"])
-    return {rate: None if None in several else sum(several) / len(several) for rate, several in values.items()}
+    return {rate: None if None in of_rate else sum(of_rate) / len(of_rate) for rate, of_rate in values.items()}
 
 
 def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float | None, str]:

@@ -94,7 +94,8 @@ def train(run: PlannedRun, mistakes_fail: bool, note: Note | None = None, rows: 
     from lora.training import loop  # loads torch, which a finished run does not need
 
     config = run.config
-    started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    started = time.monotonic()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
     watchers: list[Any] = []  # called after every step, and at the end with the record, or None if there is none
     called: list[Callable[[Any], None]] = [note] if note is not None else []
     if note is not None and config.runtime.tracking != "off":
@@ -137,7 +138,9 @@ def write_run(
 
     Raises: UserError: If a file cannot be written, or the run was trained again for its adapter with another outcome.
     """
-    config, runtime, before = run.config, run.config.runtime, kept_record(run.config)
+    config = run.config
+    runtime = run.config.runtime
+    before = kept_record(run.config)
     again = before is not None and before.status == "ok"
     if again and record.predictions != before.predictions:
         why = record.error or "its predictions differ from those of its record, as on another machine"
@@ -174,7 +177,8 @@ def add_runs(results: str | Path, runs: Sequence[PlannedRun]) -> Mapping[str, Pl
 
 def clear(results: str | Path, outputs: str | Path, run_id: str) -> None:
     """Remove a finished run's checkpoint, and the half-written files of killed workers. The caller holds its lock."""
-    checkpoint, adapter = checkpoint_path(outputs, run_id), adapter_path(outputs, run_id).parent
+    checkpoint = checkpoint_path(outputs, run_id)
+    adapter = adapter_path(outputs, run_id).parent
     checkpoint.unlink(missing_ok=True)
     for path in (record_path(results, run_id), predictions_path(results, run_id), adapter, checkpoint):
         discard_leftovers(path)
@@ -261,7 +265,9 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)
             refuse_longer(model.name, read_object(Path(where) / "config.json"), config.data.max_length)
     for record in records:
-        task, data, name = record.config["task"], record.config["data"], record.config["model"]["name"]
+        task = record.config["task"]
+        data = record.config["data"]
+        name = record.config["model"]["name"]
         config, made = asked.get(task), record.provenance
         draw = record.config["seed"] if data.get("train_draw") == "seed" else None
         if config is None or made is None:  # of another task; of a failed run

@@ -105,7 +105,8 @@ class Checkpointer:
         if {n: t.shape for n, t in saved["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
             raise ValueError("it holds other parameters")  # copying would stretch a smaller tensor
         schedule, random = saved["schedule"], saved["random"][process.rank]
-        losses, resumed = saved["state"]["losses"].to(process.device), saved["state"]["resumed"] + 1
+        losses = saved["state"]["losses"].to(process.device)
+        resumed = saved["state"]["resumed"] + 1
         state = TrainState(**saved["state"] | {"losses": list(losses.unbind()), "resumed": resumed})
         self.step.optimizer.load_state_dict(saved["optimizer"])
         self.step.schedule.load_state_dict(schedule)

@@ -49,7 +49,8 @@ def predict(
         with process.autocast():
             logits = model(**batch).logits.float()
         if task.labels:
-            scores, losses = logits.argmax(-1), F.cross_entropy(logits, labels, reduction="none")
+            scores = logits.argmax(-1)
+            losses = F.cross_entropy(logits, labels, reduction="none")
         else:
             shift, factor = task.target_scale
             scores = logits.squeeze(-1).to(getattr(torch, task.score_type)) * factor + shift

@@ -78,7 +78,8 @@ def run(
     Raises: UserError: If data, model, method or device do not fit the configuration. DivergedError: If training
         diverges. InterruptedRunError: After a signal. The next call of the same run resumes from its checkpoint.
     """
-    started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    started = time.monotonic()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
     train = config.train
     headline = task.scoring_split
     process = start_process(config)
@@ -97,7 +98,9 @@ def run(
     method, params = model.applied.method, count_parameters(model)
     trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
-    more = {name: encode(next(iter(of.splits.values())), task, tokenizer, max_length) for name, of in further.items()}
+    more = {
+        name: encode(next(iter(part.splits.values())), task, tokenizer, max_length) for name, part in further.items()
+    }
     truncated = {name: len(split.truncated) for name, split in splits.items()}
     if process.rank == 0 and any(truncated.values()):
         announce_truncated(config.task, sum(truncated.values()) / sum(data.rows.values()), max_length)
@@ -108,7 +111,7 @@ def run(
     step = prepare_step(model, config, task, process, steps, data.splits["train"]["label"])
 
     # The loop, from the beginning or from the checkpoint.
-    fingerprints = "".join([data.fingerprint, *(of.fingerprint for of in further.values())])
+    fingerprints = "".join([data.fingerprint, *(part.fingerprint for part in further.values())])
     inputs = made_from(config, fingerprints, encoder, process)
     path = checkpoint_path(config.runtime.outputs, config.run_id)
     checkpointer = Checkpointer(path, config.runtime.checkpoint_minutes, step, inputs)
@@ -218,7 +221,8 @@ def adapter_packer(
     from lora.adapters.folder import pack
 
     base = describe_base(model, config.model.name, encoder.revision)
-    unplaced, columns = dataclasses.replace(config.model, path=None), None if task.own is None else task.columns
+    unplaced = dataclasses.replace(config.model, path=None)
+    columns = None if task.own is None else task.columns
 
     def packed(selected: dict[str, Any]) -> dict[str, bytes]:
         best = selected["best"]

@@ -22,7 +22,8 @@ def start_from(model: nn.Module, config: RunConfig) -> None:
     Raises: UserError: If that run has no record, its adapter is missing or changed, or it trained other modules.
     """
     record = read_record(record_path(config.runtime.results, config.start_run))
-    adapter, known = recorded_adapter(record, config.runtime.outputs), architecture_of(model)
+    adapter = recorded_adapter(record, config.runtime.outputs)
+    known = architecture_of(model)
     carried = () if known is None else tuple(f"{part}." for part in known.carried_head)
     head = {name: tensor for name, tensor in adapter.head.items() if name.startswith(carried)}
     load_adapter(model, replace(adapter, method=config.method, head=head))

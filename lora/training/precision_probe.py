@@ -37,7 +37,8 @@ def measure_gain(width: int, ffn: int) -> float:
     if not has_bf16(gpu=False):
         return 1.0
     torch.set_num_threads(1)
-    actions, ratios = [layer_products(width, ffn, PRECISION_DTYPES[name]) for name in ("fp32", "bf16")], []
+    actions = [layer_products(width, ffn, PRECISION_DTYPES[name]) for name in ("fp32", "bf16")]
+    ratios = []
     for _ in range(1 + REPETITIONS):
         clock = [time.process_time()]  # excludes other processes on the same core
         for action in actions:

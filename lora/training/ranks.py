@@ -62,8 +62,10 @@ class Subspaces:
     """
 
     def __init__(self, model: nn.Module, steps: int):
-        self.update, self.layers = model.tuner.update_and_allocate, list(layers_of(model).values())
-        config, total = (model.tuner.peft_config[DEFAULT], sum(layer.num_subspaces[DEFAULT] for layer in self.layers))
+        self.update = model.tuner.update_and_allocate
+        self.layers = list(layers_of(model).values())
+        config = model.tuner.peft_config[DEFAULT]
+        total = sum(layer.num_subspaces[DEFAULT] for layer in self.layers)
         first, last, interval = config.init_warmup, config.final_warmup, config.mask_interval
         if min(last, steps) // interval * interval < max(first, 1) or config.asa_target_subspaces >= total:
             raise UserError(

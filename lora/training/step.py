@@ -160,7 +160,8 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(train.lr, True): [], (train.lr, False): []}
     for name, parameter in trainable(model):
-        in_head, is_fast = is_head(model, name), name.endswith("lora_b") or parameter.dim() == 1
+        in_head = is_head(model, name)
+        is_fast = name.endswith("lora_b") or parameter.dim() == 1
         decays = "bias" not in name and name not in norms and not name.endswith("lora_m") and (in_head or not bare)
         lr = train.lr * (train.lora_plus or 1) if is_fast else train.lr
         lr = train.head_lr or lr if in_head else lr

@@ -137,7 +137,9 @@ def export_rows(config: RunConfig, folder: Path) -> Path:
 
 def peer_run(config: RunConfig, seed: int, rows: Path) -> Run:
     """The settings of a LoRA run on an encoder with BERT's module names, for `lora.cost.bench.peer`."""
-    task, train, method = TASKS[config.task], config.train, config.method
+    task = TASKS[config.task]
+    train = config.train
+    method = config.method
     of_train = ("epochs", "batch", "eval_batch", "lr", "warmup_frac", "weight_decay", "clip_norm")
     settings: Run = {key: getattr(train, key) for key in of_train}
     settings |= {key: getattr(method, key) for key in ("rank", "alpha", "dropout", "targets")}
@@ -158,7 +160,8 @@ def run_process(arguments: Sequence[str], folder: Path, log: Path) -> tuple[floa
     """
     inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD")}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
-    command, environment = [sys.executable, *arguments], inherited | ALLOCATOR | offline
+    command = [sys.executable, *arguments]
+    environment = inherited | ALLOCATOR | offline
     started, peak = time.monotonic(), 0
     with open(log, "w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)

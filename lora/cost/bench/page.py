@@ -46,8 +46,11 @@ def block(measurements: Sequence[Measured]) -> str:
 def speed(measurements: Sequence[Measured]) -> str:
     """The README's figures: how many times as many runs an hour as the tuned and as the plain script, over devices."""
     every = [rates(measured) for measured in measurements]
-    gains = (sorted(statistics.median(of["ours"]) / statistics.median(of[side]) for of in every) for side in SIDES[:2])
-    plain, tuned = (" to ".join(dict.fromkeys((f"{found[0]:.1f}", f"{found[-1]:.1f}"))) for found in gains)
+    gains = (
+        sorted(statistics.median(by_side["ours"]) / statistics.median(by_side[side]) for by_side in every)
+        for side in SIDES[:2]
+    )
+    plain, tuned = (" to ".join(dict.fromkeys((f"{gain[0]:.1f}", f"{gain[-1]:.1f}"))) for gain in gains)
     per_tuned = f"{tuned} times as many LoRA runs per hour as a tuned script of Trainer and PEFT"
     return f"{per_tuned}, {plain} times as many as a plain one"
 
@@ -81,14 +84,17 @@ def sides_table(measured: Measured) -> str:
 
 
 def runs_text(measured: Measured) -> str:
-    settings, per_hour, n = measured["settings"], rates(measured), len(turns(measured, "ours"))
+    settings = measured["settings"]
+    per_hour = rates(measured)
+    n = len(turns(measured, "ours"))
     ratios = (  # round by round, so that a slowdown of a whole round cancels out
         [one / other for one, other in zip(per_hour["ours"], per_hour[peer], strict=True)] for peer in SIDES[:2]
     )
-    script, tuned = (shown(several, 1).replace(" ", "x ", 1) for several in ratios)  # 9.8x (9.7 to 10.0)
+    script, tuned = (shown(ratio, 1).replace(" ", "x ", 1) for ratio in ratios)  # 9.8x (9.7 to 10.0)
     runs = {side: sum(len(turn["cells"]) for turn in turns(measured, side)) for side in SIDES}
     counts = ", ".join(f"{count} of {side.replace('_', ' ')}" for side, count in runs.items())
-    busy, spread = max(measured["busy_cores"]), "95% interval" if n >= FEWEST else "range"
+    busy = max(measured["busy_cores"])
+    spread = "95% interval" if n >= FEWEST else "range"
     text = (
         f"{script} the script loop and {tuned} the tuned peer: medians over {n} interleaved rounds, in parentheses "
         f"their {spread}, of LoRA runs of {settings['train_rows']:,} rows and {settings['epochs']} epochs "

@@ -86,13 +86,15 @@ def measure_methods(
     Returns: The summary, and the samples behind its times.
     Raises: UserError: If the encoder is absent or reads fewer tokens than a shape has, or the kernels do not cover it.
     """
-    started, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    started = time.monotonic()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
     threads, device = config.runtime.threads, config.runtime.device
     sizes = {shape: subjects.rows_and_tokens(shape) for shape in (*step_shapes, *latency_shapes)}
     torch.set_num_threads(threads)
     encoder, weights = subjects.load(config)
     settings, parameters = encoder.config, count_parameters(encoder)["total"]
-    longest, most = max(tokens for _, tokens in sizes.values()), longest_input(encoder.config.to_dict())
+    longest = max(tokens for _, tokens in sizes.values())
+    most = longest_input(encoder.config.to_dict())
     if longest > most:
         raise UserError(f"a shape has {longest} tokens, but {config.model.name} reads at most {most}")
     del encoder
@@ -150,7 +152,8 @@ def take_turns(
     Everything is called once before the first round, to compile kernels and plan matrix products, and once untimed
     before each timed call, to equalise caches and clocks.
     """
-    clock, samples = partial(timeit, number=1) if device == "cpu" else subjects.event_seconds, []
+    clock = partial(timeit, number=1) if device == "cpu" else subjects.event_seconds
+    samples = []
     for act, batch in itertools.product(actions.values(), batches.values()):
         act(batch)
     for number in tqdm(range(rounds), kind, unit="round", dynamic_ncols=True):

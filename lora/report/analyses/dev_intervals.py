@@ -54,7 +54,9 @@ def pseudo_values(metric: str, predicted: np.ndarray, labels: np.ndarray) -> Flo
 
     An undefined metric counts as 0, as in the frame (`lora.records.predictions`).
     """
-    sides, count, score = np.array([predicted, labels], np.float64), len(labels), METRICS[metric]
+    sides = np.array([predicted, labels], np.float64)
+    count = len(labels)
+    score = METRICS[metric]
     _, firsts, kinds = np.unique(sides, axis=1, return_index=True, return_inverse=True)  # equal rows leave equal values
     left = [score(*np.delete(sides, row, axis=1)) or 0.0 for row in firsts]
     return 100 * (count * (score(*sides) or 0.0) - (count - 1) * np.array(left)[kinds.ravel()])
@@ -78,7 +80,8 @@ def compare(report: Report, labels: Mapping[str, np.ndarray]) -> list[dict[str, 
     @functools.cache
     def values(run_id: str) -> Float[np.ndarray, " rows"]:
         record = report.state.ok[run_id]
-        task, predicted = record.config["task"], dev_predictions(record, report.gathered.folder)["best"]
+        task = record.config["task"]
+        predicted = dev_predictions(record, report.gathered.folder)["best"]
         metric = report.gathered.tasks[task].metric
         check_metric(record, metric, predicted, labels[task])
         return pseudo_values(metric, predicted, labels[task])

@@ -45,7 +45,10 @@ def baselines(task: Task, data: TaskData) -> list[dict[str, Any]]:
     constant = np.bincount(labels).argmax() if task.labels else labels.mean()
     names = ("Most frequent class", "logistic regression") if task.labels else ("Mean of the train scores", "ridge")
     predictions = ((names[0], np.full(len(true), constant), None), (f"TF-IDF, {names[1]}", predicted, strength))
-    return [{"name": name, "strength": of, **metric_of(task.metric, values, true)} for name, values, of in predictions]
+    return [
+        {"name": name, "strength": chosen, **metric_of(task.metric, values, true)}
+        for name, values, chosen in predictions
+    ]
 
 
 def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequence[str]) -> tuple[np.ndarray, float]:
@@ -60,11 +63,15 @@ def tf_idf(of_classes: bool, train: Sequence[str], labels: np.ndarray, dev: Sequ
     features = make_union(words, characters)
     seen, shown = features.fit_transform(train), features.transform(dev)
     if of_classes:
-        model, grid, folds = LogisticRegression(solver="liblinear"), {"C": STRENGTHS}, StratifiedKFold
+        model = LogisticRegression(solver="liblinear")
+        grid = {"C": STRENGTHS}
+        folds = StratifiedKFold
         model = model if len(np.unique(labels)) == 2 else LogisticRegression(max_iter=1000)
         most = int(np.unique(labels, return_counts=True)[1].min())
     else:
-        model, grid, folds = Ridge(), {"alpha": tuple(1 / strength for strength in STRENGTHS)}, KFold
+        model = Ridge()
+        grid = {"alpha": tuple(1 / strength for strength in STRENGTHS)}
+        folds = KFold
         most = len(labels)
     if most < 2:  # a class with one row is in no fold's train and test rows
         return model.fit(seen, labels).predict(shown), 1.0
@@ -89,7 +96,9 @@ def by_class(task: Task, true: np.ndarray, predictions: Predictions) -> list[dic
         confusions = np.zeros((len(runs), size, size))
         for confusion, predicted in zip(confusions, runs, strict=True):
             np.add.at(confusion, (true, predicted), 1)
-        right, rows, columns = confusions.diagonal(axis1=1, axis2=2), confusions.sum(axis=2), confusions.sum(axis=1)
+        right = confusions.diagonal(axis1=1, axis2=2)
+        rows = confusions.sum(axis=2)
+        columns = confusions.sum(axis=1)
         shares = {"precision": (right, columns), "recall": (right, rows), "f1": (2 * right, rows + columns)}
         with np.errstate(invalid="ignore"):
             means = {name: pd.DataFrame(a / b).mean().tolist() for name, (a, b) in shares.items()}  # without 0 / 0
@@ -104,7 +113,8 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
         frequent class, or the mean), and the texts; a text that is called like another column as `text: row`.
     """
     split = data.splits[task.validation_splits[0]]
-    true, every = np.asarray(split["label"]), np.concatenate([np.array(runs) for runs in predictions.values()])
+    true = np.asarray(split["label"])
+    every = np.concatenate([np.array(runs) for runs in predictions.values()])
     if task.labels:
         badness = (every != true).sum(axis=0)
         rows = [row for row in np.argsort(-badness, kind="stable") if 2 * badness[row] > len(every)]
@@ -116,7 +126,8 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
         columns |= {"label": [words[true[row]] for row in rows]}
         columns |= {label: [words[values[row]] for row in rows] for label, values in methods.items()}
     else:
-        residuals, (low, high) = every.mean(axis=0) - true, task.label_range
+        residuals = every.mean(axis=0) - true
+        low, high = task.label_range
         digits = 4 + math.ceil(math.log10(max(1.0, max(-low, high) / (high - low))))  # 4 that differ in the range
         rows = [*np.argsort(-abs(residuals), kind="stable")]
         columns = {"wrong": [f"{residuals[row]:+.4g}" for row in rows]}
@@ -131,7 +142,9 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
 def write_rows(gathered: Gathered) -> int:
     """Write the analysis of each own task whose rows are at hand. Those of other tasks stay. Returns: Their number."""
     runs = gathered.own_runs.assign(label=row_names(gathered.own_runs, ["model", "protocol"]))
-    entries, made_from, path = [], {}, gathered.folder / "analysis" / OWN_ROWS
+    entries = []
+    made_from = {}
+    path = gathered.folder / "analysis" / OWN_ROWS
     for name, of_task in runs.dropna(subset="device").groupby("task", sort=False):
         task = gathered.tasks[name]
         if task.is_definition_only:

@@ -97,11 +97,13 @@ def subtraction(adapters: Adapters) -> list[dict[str, Any]]:
             order = [(place - swaps) % len(updates) for place in range(swaps + 1)]
             weights = {name: weight + updates[order[0]].get(name, 0) for name, weight in base.items()}
             for old, new in itertools.pairwise(order):
-                weights = {n: w - updates[old].get(n, 0) + updates[new].get(n, 0) for n, w in weights.items()}
+                weights = {
+                    name: w - updates[old].get(name, 0) + updates[new].get(name, 0) for name, w in weights.items()
+                }
             for name, weight in weights.items():
                 model.get_submodule(name).weight.data.copy_(weight)
             swapped = logits_of(model, encoded, pad, BATCH, CPU)
-            error = frobenius((weights[n] - updates[0].get(n, 0)).float() - w.float() for n, w in base.items())
+            error = frobenius((weights[name] - updates[0].get(name, 0)).float() - w.float() for name, w in base.items())
             case = {"label": label, "swaps": swaps, "task": task.name, "rows": len(swapped)}
             case |= {"of_weight": error / frobenius(base.values()), "of_update": error / frobenius(updates[0].values())}
             changed = int((swapped.argmax(-1) != exact.argmax(-1)).sum())

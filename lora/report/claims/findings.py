@@ -95,8 +95,8 @@ def judge_interval(p: float, needed: str, **about: Any) -> Finding:
 
 def judge_count(label: str, unit: Unit, n: int | None, bound: Bound, value: float, runs: tuple[str, ...]) -> Finding:
     """A comparison of counts. They have no error, so they keep or break the bound."""
-    holds, each = bound.holds(value, value), tuple((run,) for run in runs)
-    return Finding(label, unit, n, bound, holds, value, value, value, 0.0 if holds is False else 1.0, runs=each)
+    holds, pairs = bound.holds(value, value), tuple((run,) for run in runs)
+    return Finding(label, unit, n, bound, holds, value, value, value, 0.0 if holds is False else 1.0, runs=pairs)
 
 
 def smallest_p(values: Float[np.ndarray, " n"], bound: Bound, test: Callable[..., float]) -> float:
@@ -110,7 +110,9 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
     Times are judged by the sign test on the ratios of the rounds, whose median is shown. Their samples are in
     samples.csv next to the summary of `python -m lora efficiency`.
     """
-    source, samples, findings = (str(path.relative_to(folder.parent)),), path.with_name("samples.csv"), []
+    source = (str(path.relative_to(folder.parent)),)
+    samples = path.with_name("samples.csv")
+    findings = []
     kind = next((kind for kind, key in TIMES.items() if key == claim.measure), None)
     times = by_round(pd.read_csv(samples).to_dict("records")) if kind and samples.exists() else {}
     served = {"lora": "unmerged LoRA"} if claim.measure == "latency_ms" else {}
@@ -183,7 +185,8 @@ def on_runs(claim: Claim, runs: pd.DataFrame, scores: Sequence[str]) -> dict[str
 
 def side_runs(runs: pd.DataFrame, claim: Claim, side: Side, model: str) -> pd.DataFrame:
     """The runs of an encoder that meet all conditions of a side; none if no cell has the first start that it names."""
-    experiments, starts = side.get("experiment", (claim.experiment,)), side.get("start", ())
+    experiments = side.get("experiment", (claim.experiment,))
+    starts = side.get("start", ())
     chosen = runs["experiment"].isin(experiments) & (runs["model"] == model)
     for key, values in side.items():
         if key != "experiment":

@@ -53,7 +53,7 @@ class Headline:
     def word(self) -> str:
         """The verdict, and what it is known for."""
         if "comparison" in self.line:
-            return self.verdict + ON_ROWS * (self.finding.for_other_rows is False)
+            return f"{self.verdict}{ON_ROWS}" if self.finding.for_other_rows is False else self.verdict
         return on_places(self.judged, [verdict.qualified for verdict in self.judged], "CPUs")
 
     @property
@@ -75,7 +75,9 @@ class Headline:
         if len(values) > FEW:
             text = f"{min(values):+.1f} to {max(values):+.1f}"
         else:
-            text = "; ".join(f"{gap:+.1f}{f' {task}' * (len(values) > 1)}" for task, gap in self.gaps.items())
+            text = "; ".join(
+                f"{gap:+.1f} {task}" if len(values) > 1 else f"{gap:+.1f}" for task, gap in self.gaps.items()
+            )
         about = self.line["paper"]
         return f"{text} ({about['about']})" if self.gaps else about["word"]
 

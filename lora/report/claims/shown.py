@@ -111,7 +111,8 @@ def brief(finding: Finding, digits: int = 2, form: str | None = None) -> str:
     if form is not None:
         show, unit = RATIO_FORMS[form]
         ends = sorted((finding.low, finding.high), reverse=form != "more")  # the others turn the order
-        interval, value = interval if interval == "-" else " to ".join(map(show, ends)), show(finding.mean) + unit
+        interval = interval if interval == "-" else " to ".join(map(show, ends))
+        value = show(finding.mean) + unit
     return value if interval == "-" else f"{value} ({interval})"
 
 

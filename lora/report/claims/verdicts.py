@@ -76,7 +76,7 @@ class Verdict:
     @property
     def qualified(self) -> str:
         """The word, and whether it is known for these dev rows alone."""
-        return self.word + ON_ROWS * self.on_these_rows
+        return f"{self.word}{ON_ROWS}" if self.on_these_rows else self.word
 
     @property
     def is_measured(self) -> bool:
@@ -134,7 +134,8 @@ def judge(
         for about, findings in by_subject.items():
             if findings:
                 one = verdict_on(claim, about, findings)
-                later, glue = stated_later(one, made_at), not_glue.isdisjoint(one.records)
+                later = stated_later(one, made_at)
+                glue = not_glue.isdisjoint(one.records)
                 by_score = {score: verdict_on(claim, about, other[about]) for score, other in others.items()}
                 verdicts.append(replace(one, stated_later=later, not_glue=not glue, others=by_score))
     return verdicts

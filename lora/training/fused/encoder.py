@@ -140,7 +140,8 @@ def fuse(model: nn.Module, precision: str, seed: int) -> Masks:
     Returns: The source of the dropout masks. Call its `begin` before every forward pass in training.
     Raises: UserError: If the architecture, its settings or the method are not supported. The model is then unchanged.
     """
-    settings, method = model.config, getattr(getattr(model, "applied", None), "method", None)
+    settings = model.config
+    method = getattr(getattr(model, "applied", None), "method", None)
     lacked = hasattr(model, "tuner") or getattr(method, "dora", False)
     reason = "DoRA and PEFT's methods" if lacked else not_covered(settings.to_dict())
     if reason is not None:
@@ -170,11 +171,13 @@ class Frozen:
     """
 
     def __init__(self, weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None):
-        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.weight = weight.detach()
+        self.bias = None if bias is None else bias.detach()
         self.packed = self.packed_t = None
         if weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
             pack = torch.ops.mkldnn._reorder_linear_weight  # torch's compiler uses it too
-            self.packed, self.packed_t = pack(self.weight), pack(self.weight.t().contiguous())
+            self.packed_t = pack(self.weight.t().contiguous())
+            self.packed = pack(self.weight)
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         if self.packed is None:

@@ -166,8 +166,10 @@ class _AddNorm(torch.autograd.Function):
         grad_residual = grad_x if site is None else torch.empty_like(normed)
         affine = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight)
-        inputs, outputs = map(array, (grad, weight, normed, rstd)), map(array, (grad_x, grad_residual))
-        sums, work = map(array, (grad_weight, grad_bias)), kernels.scratch(grad.shape[-1])
+        inputs = map(array, (grad, weight, normed, rstd))
+        outputs = map(array, (grad_x, grad_residual))
+        sums = map(array, (grad_weight, grad_bias))
+        work = kernels.scratch(grad.shape[-1])
         kernels.norm_backward(*inputs, *arguments(site, len(grad)), *outputs, affine, *sums, work)
         return grad_x, grad_residual, *((grad_weight, grad_bias) if affine else (None, None)), None, None
 
@@ -190,7 +192,8 @@ class _Attention(torch.autograd.Function):
         scores = _scores(q, k, bias)
         lse = torch.empty(scores.shape[:3])
         softmax_scale = np.float32(q.shape[-1] ** -0.5)
-        site_arguments, work = arguments(site, len(scores)), _attention_work(scores, 1)
+        site_arguments = arguments(site, len(scores))
+        work = _attention_work(scores, 1)
         kernels.attend(array(scores), array(hidden), *site_arguments, softmax_scale, array(lse), *work)
         out = torch.bmm(scores.flatten(0, 1), v.flatten(0, 1))
         ctx.save_for_backward(q, k, v, hidden, lse)
