@@ -196,7 +196,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> None:
-    """Remove runs from a plan, with their checkpoints and failed records.
+    """Remove runs from a plan, with their checkpoints and failed records. One that an experiment asks for too, besides
+    those that the words name, stays for that experiment.
 
     Args:
         words: Which runs (`lora.config.select`). Without a selection: all, and records that are not in the plan.
@@ -206,16 +207,26 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
         raise UserError(f"{min(notes)} is being trained: wait for the sweep, or stop it, before runs are forgotten")
     with locked(folder) as plan:
         records = {record.run_id: record.status for record in load_records(folder)[0]}
-        chosen = [run.run_id for run in filter_runs(plan.runs.values(), words)]
-        chosen += [] if selecting(words) else sorted(records.keys() - plan.runs.keys())
-        gone = [i for i in chosen if finished or records.get(i) != "ok"]
+        named = parse_words(words).get("experiment", [])
+        chosen = [run for run in filter_runs(plan.runs.values(), words) if run.experiments or not named]
+        if selecting(words) and not chosen:
+            raise UserError(f"no planned run of {folder} has {' '.join(words)}: nothing was removed")
+        ids = [run.run_id for run in chosen]
+        ids += [] if selecting(words) else sorted(records.keys() - plan.runs.keys())
+        kept = {}
+        for run in chosen if named else ():
+            if others := tuple(name for name in run.experiments if name not in named):
+                kept[run.run_id] = replace(run, experiments=others)
+                print(f"stays for {', '.join(others)}: {run.run_id}")
+        gone = [i for i in ids if i not in kept and (finished or records.get(i) != "ok")]
         for run_id in gone:
             print(f"forgotten: {run_id}")
             places = (record_path, folder), (predictions_path, folder), (checkpoint_path, outputs), (note_path, outputs)
             for path, where in places:
                 path(where, run_id).unlink(missing_ok=True)
             shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
-        write_plan(folder, replace(plan, runs={i: run for i, run in plan.runs.items() if i not in gone}))
-    print(f"{count_of(len(gone), 'run')} forgotten, {count_of(len(chosen) - len(gone), 'run')} left of those selected")
+        runs = {run_id: run for run_id, run in (plan.runs | kept).items() if run_id not in gone}
+        write_plan(folder, replace(plan, runs=runs))
+    print(f"{count_of(len(gone), 'run')} forgotten, {count_of(len(ids) - len(gone), 'run')} left of those selected")
     if finished and (folder / RATES_FILE).exists():
         print(f"{folder / RATES_FILE} still has the tuned rates: remove it if they were tuned on other rows")

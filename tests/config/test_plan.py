@@ -15,7 +15,17 @@ from synthetic import populate, write_run
 
 from lora.cli import main
 from lora.config.compose import parsed_override
-from lora.config.plan import LAUNCH, PLAN_FILE, Launch, add_to_plan, planned_tasks, read_launch, read_plan
+from lora.config.plan import (
+    LAUNCH,
+    PLAN_FILE,
+    Launch,
+    add_to_plan,
+    locked,
+    planned_tasks,
+    read_launch,
+    read_plan,
+    write_plan,
+)
 from lora.config.select import filter_runs, parse_words
 from lora.errors import UserError
 from lora.files import ROOT, write_atomically
@@ -296,7 +306,7 @@ def test_forget_takes_no_more_than_what_is_selected(tmp_path, capsys):
         (["rates=null"], "rates= selects no runs, and --forget removes what is selected"),
         (["data.path=/x"], "data.path= selects no runs"),
         (["experiment=null"], "experiment= selects no runs"),
-        (["data.max_length=99"], "0 runs forgotten"),
+        (["data.max_length=99"], " data.max_length=99: nothing was removed"),
     ):
         main(["status", "mini", where, *words, "--forget", "--records"])
         shown = capsys.readouterr()
@@ -308,6 +318,24 @@ def test_forget_takes_no_more_than_what_is_selected(tmp_path, capsys):
     (left,) = load_records(tmp_path / "mini")[0]
     assert left.config["method"]["dora"]
     assert main(["status", "reference/mini", "--forget"]) == 2
+
+
+def test_what_another_experiment_asks_for_too_is_not_forgotten_with_one(tmp_path, capsys):
+    runs = populate(tmp_path, "mini", ["experiment=lora_targets,lora_ranks", "task=reviews", "seed=1,2"])
+    both = {run.run_id for run in runs if {*run.experiments} == {"lora_targets", "lora_ranks"}}
+    alone = {run.run_id for run in runs if run.experiments == ("lora_targets",)}
+    assert both and alone
+    where = f"runtime.results={tmp_path}"
+    main(["status", "mini", where, "experiment=lora_targets", "--forget", "--records"])
+    assert capsys.readouterr().out.count("stays for lora_ranks") == len(both)
+    left = read_plan(tmp_path).runs
+    assert left.keys() == ids(runs) - alone == {record.run_id for record in load_records(tmp_path)[0]}
+    assert {run.experiments for run in left.values()} == {("lora_ranks",)}
+    replaced = min(left)
+    with locked(tmp_path) as plan:
+        write_plan(tmp_path, replace(plan, runs=left | {replaced: replace(left[replaced], experiments=())}))
+    main(["status", "mini", where, "experiment=lora_ranks", "--forget", "--records"])
+    assert read_plan(tmp_path).runs.keys() == {replaced}, "no experiment asks for it"
 
 
 def test_a_launch_file_of_other_types_is_as_none(tmp_path):
