@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lora.checks import SettingsError, build
+from lora.checks import Problems, SettingsError, build
 from lora.config.run import SIZE, PlannedRun
 from lora.errors import UserError, first_line
 from lora.files import REFERENCE, RESULTS, cached_by_file, exclusive, write_atomically
@@ -55,6 +55,12 @@ class Rate:
     tried: dict[float, float | None]
     train_rows: int | None = None
     stated: str | None = None
+
+    def __post_init__(self):
+        problems = Problems()
+        rule = f"one of those tried, {', '.join(map(str, self.tried))} (train.lr=VALUE states another)"
+        problems.check(self.lr in self.tried, "lr", rule, self.lr)
+        problems.done()
 
     @property
     def key(self) -> tuple[str, str, str, str]:

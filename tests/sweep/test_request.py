@@ -178,10 +178,10 @@ def test_a_request_without_runs_is_one_message(profile, overrides, message):
 
 
 def test_a_tuned_rate_is_that_of_the_option_and_of_what_makes_another_method_of_it(tmp_path):
-    path, tried = tmp_path / "rates.yaml", {1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.4}
+    path = tmp_path / "rates.yaml"
     names = {"lora": 1e-3, "dora": 2e-3, "lora_plus": 3e-4, "vera": 5e-3, "peft method.type=hra": 4e-3}
     names |= {"lora method.dora=true": 6e-3, "lora train.lora_plus=16": 7e-3, "lora method.init_a=pissa": 8e-3}
-    write_rates(path, [Rate("minilm", "ours", "cola", name, lr, (99,), tried) for name, lr in names.items()])
+    write_rates(path, [Rate("minilm", "ours", "cola", name, lr, (99,), {lr: 0.6}) for name, lr in names.items()])
     asked = ["experiment=null", "task=cola", "seed=1", f"rates={path}"]
     runs = [
         run for name in names for run in select_runs("small", [*asked, *f"method={name}".split(" "), "train.epochs=1"])
@@ -207,17 +207,17 @@ def test_methods_that_were_tuned_unequally_are_not_compared(tmp_path):
     (one,) = select_runs("small", [*asked, "method=lora"])
     assert (one.config.train.lr, one.config.runtime.rate_from) == (3e-3, "tuned")
     assert select_runs("small", [*asked, "rates=null"]) and select_runs("small", [*asked, "train.lr=1e-3"])
-    more = [Rate("minilm", "ours", "cola", method, 1e-4, (99,), tried) for method in ("full", "houlsby")]
+    more = [Rate("minilm", "ours", "cola", method, 1e-3, (99,), tried) for method in ("full", "houlsby")]
     write_rates(path, more)
     assert {run.config.runtime.rate_from for run in select_runs("small", asked)} == {"tuned"}
-    write_rates(path, [Rate("minilm", "ours", "cola", "full", 1e-4, (99,), tried | {1e-5: 0.5})])
+    write_rates(path, [Rate("minilm", "ours", "cola", "full", 1e-3, (99,), tried | {1e-5: 0.5})])
     with pytest.raises(UserError, match="full with 4 values, lora with 3 values"):
         check_tuning(select_runs("small", asked), path)
     for unlike, words in (
         ({"stated": "train.epochs=8"}, r"full with 3 values, lora with 3 values \(train.epochs=8\)"),
         ({"seeds": (98, 99)}, "full with 3 values, lora with 3 values on 2 seeds"),
     ):
-        full = Rate("minilm", "ours", "cola", "full", 1e-4, (99,), tried)
+        full = Rate("minilm", "ours", "cola", "full", 1e-3, (99,), tried)
         write_rates(path, [full, dataclasses.replace(full, method="lora", **unlike)])
         with pytest.raises(UserError, match=words):
             check_tuning(select_runs("small", [*asked, "method=full,lora"]), path)

@@ -29,10 +29,11 @@ from lora.sweep.tune import best_rate, rate_grids
 
 SETTINGS = ("protocol=ours", "task=ratings", "method=lora")
 LR = 0.0123
+EDITED = "rates: [{model: m, protocol: ours, task: t, method: lora, lr: 0.5, seeds: [0], tried: {0.1: 0.7}}]"
 
 
-def rate(**changes) -> Rate:
-    usual = Rate("minilm", "ours", "ratings", "lora", LR, (0,), {0.001: 0.2, LR: 0.3, 0.1: None})
+def rate(lr=LR, **changes) -> Rate:
+    usual = Rate("minilm", "ours", "ratings", "lora", lr, (0,), {0.001: 0.2, lr: 0.3, 0.1: None})
     return dataclasses.replace(usual, **changes)
 
 
@@ -229,6 +230,7 @@ def test_tunings_that_end_at_once_keep_each_others_rates(tmp_path):
     ("content", "message"),
     [
         ("rates: [{method: lore}]", "lr is missing"),
+        (EDITED, "lr must be one of those tried, 0.1 "),
         ("a: 1", "is not a file of rates"),
         ("rates: !!python/object/apply:os.getcwd []", "is not a file of rates"),
     ],
