@@ -118,7 +118,10 @@ def nearest_rate(rates: Iterable[Rate], key: tuple[str, str, str, str], rows: in
         rows: Those of the run.
         whole: Those of the whole split.
     """
-    sizes = {one.train_rows or whole: one for one in rates if one.key == key}
+    kept = sorted((one for one in rates if one.key == key), key=lambda one: one.train_rows is None)
+    sizes = {
+        one.train_rows or whole: one for one in kept
+    }  # a tuning on all rows is of all of them, not of their number
     nearest = min(sizes, key=lambda size: (Fraction(max(size, rows), min(size, rows)), -size), default=None)
     return None if nearest is None else sizes[nearest]
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora.config.auto import not_covered, takes_gpu
-from lora.config.plan import LEARNING_RATE
+from lora.config.plan import LEARNING_RATE, ROWS
 from lora.config.rates import TUNING
 from lora.config.run import PlannedRun, RunConfig
 from lora.data.tasks import KEYS
@@ -214,10 +214,12 @@ def seconds_left(note: Mapping[str, Any] | None, expected: float | None) -> floa
 
 
 def run_title(run: PlannedRun) -> str:
-    """`LoRA qv r8 · CoLA · seed 3`, with its rate if the run tries one."""
+    """`LoRA qv r8 · CoLA · seed 3`, with its train rows or its rate, where these are what runs differ in."""
     title, details = method_words(run.slug)
+    is_part = run.config.data.train_rows is not None and {*run.experiments} <= {TUNING, ROWS}
+    rows = f" · {run.train_rows} rows" if is_part else ""
     rate = f" · {run.config.train.lr:g}" if {*run.experiments} <= {TUNING, LEARNING_RATE} else ""
-    return f"{' '.join((title, *details))} · {run.task.title} · seed {run.seed}{rate}"
+    return f"{' '.join((title, *details))} · {run.task.title}{rows} · seed {run.seed}{rate}"
 
 
 def as_percent(value: float | None) -> str:

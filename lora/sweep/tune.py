@@ -12,11 +12,11 @@ The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and
 import argparse
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lora.config.compose import chosen_option, compose_run
+from lora.config.compose import chosen_option, compose_family
 from lora.config.rates import TUNING, Rate, rates_path, read_rates, stated_text, write_rates
 from lora.config.run import EPOCHS, SIZE, PlannedRun, RunConfig
 from lora.data.metrics import better
@@ -49,7 +49,8 @@ def main(given: argparse.Namespace) -> None:
     path = rates_path(settings.rates)
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
-    grids = rate_grids(profile, asked)
+    earlier = {(*one.key, one.train_rows): one.lr for one in read_rates(path)}
+    grids = rate_grids(profile, asked, {key[:-1] for key in earlier if key[-1] is None})
     tasks = own_tasks(settings_of(asked))
     planned = [expand_blocks(profile, {TUNING: [axes]}, None, tasks, "kept") for _, axes in grids]  # MNLI runs included
     every = {run.run_id: run for runs in planned for run in runs}
@@ -59,7 +60,6 @@ def main(given: argparse.Namespace) -> None:
     print("learning rates, and the mean score over seeds of the best epoch on dev (-: diverged, collapsed or no score)")
     rates = []
     without = []
-    earlier = {(*one.key, one.train_rows): one.lr for one in read_rates(path)}
     for (first, axes), runs in zip(grids, planned, strict=True):
         of_task = [run for run in runs if run.task.name == first.task]
         tried = scores(of_task, now.ok, Path(settings.runtime.results))
@@ -84,8 +84,13 @@ def main(given: argparse.Namespace) -> None:
         raise UnfinishedError("\n".join(without))
 
 
-def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
-    """The grid of each method and task of a command's overrides: a run of the grid, and the grid's overrides."""
+def rate_grids(profile: str, given: Values, known: Collection[tuple[str, ...]] = ()) -> list[tuple[RunConfig, Values]]:
+    """The grid of each method and task of a command's overrides: a run of the grid, and the grid's overrides. One on
+    as many rows as there are is a grid on all rows.
+
+    Args:
+        known: `Rate.key` of those that were chosen on all rows, which rates for numbers of rows leave as they are.
+    """
     grids_of_tables = [blocks for name, blocks in grids_for(profile).items() if name != LEARNING_RATE]
     reported = {seed for blocks in grids_of_tables for seed in values_in("seed", blocks)}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}
@@ -108,8 +113,16 @@ def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
         own = {**axes, "method": [method], "task": [task]} | ({"train.lr": stated} if stated else {})
         own |= {SIZE: [rows]} if rows else {}
         single = [f"{key}={values[0]}" for key, values in own.items()]
-        first = compose_run([f"profile={profile}", *single])
-        if rows and first.data.train_rows and EPOCHS not in own:  # as long as the runs of experiment=rows
+        run = compose_family([f"profile={profile}", *single])[-1]
+        first = run.config
+        if rows.isdecimal() and run.train_rows == run.task.official_rows[run.task.train_split]:
+            if (run.model, run.protocol, run.task.name, first.runtime.rate_name) in known:
+                raise UserError(
+                    f"{SIZE}={rows} is all rows of {run.task.name}, on which the rate of {first.runtime.rate_name} was "
+                    f"chosen already: leave it out, or leave out {SIZE} to choose that rate again"
+                )
+            del own[SIZE]
+        elif rows and first.data.train_rows and EPOCHS not in own:  # as long as the runs of experiment=rows
             own[EPOCHS] = [str(epochs_for(first.train, first.data.train_rows))]
         around = [repr(float(f"{first.train.lr * factor:.3g}")) for factor in RATE_FACTORS]
         grids.append((first, {**own, "train.lr": stated or around}))
@@ -151,7 +164,8 @@ def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float |
     known = {rate: score for rate, score in tried.items() if score is not None}
     texts = ", ".join(f"{rate:g} {f'{100 * known[rate]:.1f}' if rate in known else '-'}" for rate in tried)
     if not known:
-        return None, f"{texts}; no rate: all runs diverged or collapsed; try other rates with train.lr=A,B,C"
+        ways = "try other rates (train.lr=A,B,C) or more epochs (train.epochs=N)"
+        return None, f"{texts}; no rate: all runs diverged or collapsed; {ways}"
     best = max(known, key=lambda rate: better(metric) * known[rate])
     edge = {min(tried): "lowest", max(tried): "highest"}.get(best)  # of all, diverged ones included
     further = f", the {edge}: train.lr=A,B,C looks further, with as many values for every method" if edge else ""

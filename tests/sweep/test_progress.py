@@ -135,8 +135,11 @@ def test_a_terminal_shows_a_bar_and_lines_of_what_failed(runs, tmp_path, capsys,
 
 
 def test_a_run_that_tries_a_rate_is_named_by_it(runs):
-    tried = [dataclasses.replace(runs[0], experiments=(name,)) for name in ("tune", "learning_rate")]
-    assert {*map(progress.run_title, tried)} == {f"{title(runs[0])} · {runs[0].config.train.lr:g}"}
+    tuned, tried = (dataclasses.replace(runs[0], experiments=(name,)) for name in ("tune", "learning_rate"))
+    assert progress.run_title(tried) == f"{title(runs[0])} · {runs[0].config.train.lr:g}"
+    with_rows = title(runs[0]).replace("reviews", "reviews · 400 rows")
+    assert progress.run_title(tuned) == f"{with_rows} · {runs[0].config.train.lr:g}"
+    assert progress.run_title(dataclasses.replace(runs[0], experiments=("rows",))) == with_rows
 
 
 def title(run) -> str:

@@ -97,6 +97,21 @@ def test_tune_takes_several_sizes_at_the_length_of_the_runs(asked):
     assert len({tuple(axes["train.lr"]) for _, axes in grids}) == 1 and len(grids[0][1]["train.lr"]) == 5
 
 
+def test_rates_for_numbers_of_rows_leave_the_rate_on_all_rows(asked):
+    """All rows, by their number, are all rows; and a rate that was chosen on them stays."""
+    given = {"task": [asked[0].removeprefix("task=")], "method": ["lora"], "data.train_rows": ["450", "900"]}
+    part, whole = rate_grids("own", given)
+    assert part[1]["data.train_rows"] == ["450"] and "data.train_rows" not in whole[1]
+    first = whole[0]
+    known = {(first.model.name, first.protocol, first.task, "lora")}
+    with pytest.raises(UserError, match=r"train_rows=900 is all rows of .* the rate of lora was chosen already"):
+        rate_grids("own", given, known)
+    on_all = Rate(*min(known), 1e-3, (0,), {1e-3: 0.5})
+    by_number = Rate(*min(known), 2e-3, (0,), {2e-3: 0.5}, 900)
+    for order in ([on_all, by_number], [by_number, on_all]):
+        assert nearest_rate(order, min(known), 900, 900) == on_all
+
+
 # The report
 
 
