@@ -1,6 +1,6 @@
 """The results for papers and other programs: LaTeX of the main tables, every run and cell as CSV, and W&B."""
 
-from collections.abc import Collection
+import math
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ from lora.data.metrics import better
 from lora.report.build import Report
 from lora.report.catalogue import ENDINGS
 from lora.report.experiments import MAIN
-from lora.report.runs import cell_key
+from lora.report.runs import cell_key, task_labels
 from lora.sweep.tracking import log_tables
 from lora.table import Cell, Value
 
@@ -41,32 +41,44 @@ def log_report(report: Report, runtime: RuntimeConfig) -> None:
 
 
 def latex(values: pd.DataFrame, cells: pd.DataFrame) -> str:
-    r"""Methods by tasks for the package booktabs: median $\pm$ standard deviation over seeds.
+    r"""Methods by tasks for the package booktabs: median $\pm$ standard deviation over seeds, with remarks in brackets.
 
-    Bold: an encoder's best median of a task, and those that are worse by at most its standard deviation.
+    Bold: the best of a task among an encoder's methods and the baselines, and what is worse by at most its standard
+    deviation.
 
     Args:
         values: Those of the table of methods.
         cells: `lora.report.runs.summarise` of its runs.
     """
-    cells = cells.assign(higher=cells["median"] * cells["metric"].map(better))
-    keys = ["model", "task"]
-    best = cells.sort_values("higher", na_position="first").drop_duplicates(keys, keep="last")
-    cells = cells.merge(best.assign(floor=best["higher"] - best["std"].fillna(0))[[*keys, "floor"]], on=keys)
-    bold = {cell_key(cell) for cell in cells[cells["higher"] >= cells["floor"]].to_dict("records")}
-    lines = values.drop(columns="Head").map(lambda cell: cell_latex(cell, bold)).rename(columns=escape)
+    bold: set[tuple[int, str]] = set()  # line and column
+    for task, title in task_labels(cells).items():
+        for _, of_model in cells[cells["task"] == task].groupby("model"):
+            spreads = {cell_key(row): row["std"] for row in of_model.fillna({"std": 0.0}).to_dict("records")}
+            sign = better(of_model["metric"].iloc[0])
+            rivals = [
+                (sign * cell.number, spreads.get(cell.cell, 0.0), line)
+                for line, cell in enumerate(values[title])
+                if isinstance(cell, Value) and not math.isnan(cell.number) and (not cell.cell or cell.cell in spreads)
+            ]
+            best, spread, _ = max(rivals, default=(math.inf, 0.0, 0))
+            bold |= {(line, title) for score, _, line in rivals if score >= best - spread}
+    shown = values.drop(columns="Head")
+    lines = pd.DataFrame(
+        {escape(name): [cell_latex(cell, (i, name) in bold) for i, cell in enumerate(shown[name])] for name in shown}
+    )
     return lines.to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines.columns) - 1))
 
 
-def cell_latex(cell: Cell, bold: Collection[str]) -> str:
-    r"""`$80.6 \pm 1.2$` of a score, without its remarks; a dash if nothing was trained. `bold`: keys of cells."""
+def cell_latex(cell: Cell, is_bold: bool) -> str:
+    r"""`$80.6 \pm 1.2$ (4/5)` of a score; a dash if nothing was trained."""
     if not isinstance(cell, Value):
         return NONE if cell == "-" else escape(cell)
-    if not cell.cell:  # a count, an average or a baseline
-        return cell.text
     median, _, spread = cell.text.partition(" ±")
-    spread = rf" \pm {spread}" if spread else ""
-    return rf"$\mathbf{{{median}}}{spread}$" if cell.cell in bold else f"${median}{spread}$"
+    text = cell.text
+    if spread or is_bold:
+        number = rf"\mathbf{{{median}}}" if is_bold else median
+        text = f"${number} \\pm {spread}$" if spread else f"${number}$"
+    return f"{text} {cell.bracketed}".rstrip()
 
 
 def escape(text: object) -> str:
