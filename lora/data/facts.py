@@ -46,7 +46,8 @@ def facts_text(about: Mapping[str, Any]) -> list[str]:
     if classes := about["classes"]:
         lines.append(f"train rows by class: {', '.join(f'{label} {count:,}' for label, count in classes.items())}")
     if repeated := about["repeated"]:
-        other = f", {about['relabelled']:,} of them with another label" if about["relabelled"] else ""
+        kind = "label" if about["classes"] else "score"
+        other = f", {about['relabelled']:,} of them with another {kind}" if about["relabelled"] else ""
         lines.append(f"{repeated:,} train rows ({repeated / about['rows'][0]:.0%}) repeat an earlier row's text{other}")
     for split, shared in about["leaked"].items():
         rows = ", ".join(map(str, shared[:NAMED_ROWS])) + (", ..." if len(shared) > NAMED_ROWS else "")

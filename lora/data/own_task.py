@@ -269,3 +269,9 @@ def own_rows(definition: Definition, folder: Path, split: str) -> dict[str, list
     if split != "test" and len(set(labels)) == 1:
         raise UserError(f"{table.path}: all {len(labels)} rows have {cells[0]!r} in column {label}: nothing to learn")
     return texts | {"label": labels}
+
+
+def other_columns(definition: Definition, folder: Path, split: str) -> dict[str, list[Any]]:
+    """The columns of a split's file that are neither text nor label."""
+    table = read_table(folder / at_home(definition.files[split]))
+    return {name: cells for name, cells in table.columns.items() if name not in (*definition.columns, definition.label)}

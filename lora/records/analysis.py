@@ -23,7 +23,7 @@ ANALYSIS_FILES = {
     SUBSPACES: ("adapter", "analyse subspaces", "kind"),
     SWAP: ("adapter", "analyse swaps", "label"),
     SUBTRACTION: ("adapter", "analyse swaps", "label"),
-    OWN_ROWS: ("scored", "analyse rows", "leaked"),
+    OWN_ROWS: ("scored", "analyse rows", "on"),
 }
 
 

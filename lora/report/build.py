@@ -23,7 +23,7 @@ from lora.report.experiments import FOLDERS, LAYERS, ROWS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
-from lora.report.own import lacking
+from lora.report.own import above_all, lacking
 from lora.report.rates import learning_rate_table, origins_of
 from lora.report.runs import with_others_epoch
 from lora.report.train_rows import size_sentences
@@ -141,6 +141,7 @@ def build_report(name: str, overrides: Sequence[str] = (), results: Path | None 
         cells.append(section.summary.assign(experiment=section.experiment.name))
         if section.kind == "own" and section.experiment.is_main:
             lines += answers(section.pairs, analyses, origins_of(section.runs, gathered.rates))
+            lines += above_all(section.summary, section.own_rows)
         if section.experiment.name == ROWS:
             lines += size_sentences(section.runs, origins_of(section.runs, gathered.rates))
     by_task = LAYERS in set(gathered.runs["experiment"])

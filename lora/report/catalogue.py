@@ -138,12 +138,14 @@ def errors(section: Section) -> list[Table]:
         }
         table = section.table(cells, [note("classes")], "classes", "Each class", **drawn)
         made.append(replace(table, banner="", above=""))
-    for name in section.own_rows:
+    for name, entry in section.own_rows.items():
         path = section.gathered.folder / "analysis" / ERRORS.format(task=name)
         if len(cells := own.errors_table(path)):
             title = "Dev rows that most runs get wrong" if tasks[name].labels else "Largest mean residuals"
             notes = [note("errors").replace("FILE", f"analysis/{path.name}")]
-            drawn = {} if tasks[name].labels else {f"scatter_{name}": own.scatter_figure(cells, tasks[name])}
+            drawn = (
+                {} if tasks[name].labels else {f"scatter_{name}": own.scatter_figure(cells, tasks[name], entry["runs"])}
+            )
             table = section.table(cells[: own.SHOWN_ROWS], notes, f"errors_{name}", f"{title}: {name}", **drawn)
             made.append(replace(table, banner="", above="", folded=True, words=len(cells.columns)))
     return made

@@ -1,11 +1,12 @@
 """What a report of one's own task shows besides scores: baselines, costs, errors (`lora.report.analyses.own_rows`)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from lora.data.metrics import better
 from lora.data.tasks import Task
 from lora.report.figures import Figure, figure
 from lora.report.runs import row_names, task_labels
@@ -13,6 +14,7 @@ from lora.report.tables import trainable_cell
 from lora.table import Cell, Value, number
 
 SHOWN_ROWS = 20
+PRINTED_CLASSES = 8  # at most, for numbers in the cells of a confusion matrix
 HOW = {"Kernels": "train.kernels", "Precision": "train.precision"}  # columns of costs, where runs differ in them
 SHARES = {"Precision": "precision", "Recall": "recall", "F1": "f1"}
 Entries = Mapping[str, Mapping[str, Any]]  # task -> what its rows say (`lora.report.analyses.own_rows`)
@@ -23,10 +25,28 @@ def with_baselines(table: pd.DataFrame, summary: pd.DataFrame, entries: Entries)
     lines: dict[str, dict[str, Cell]] = {}
     for task, label in task_labels(summary).items():
         for one in entries.get(task, {}).get("baselines", ()):
-            line = lines.setdefault(one["name"], dict.fromkeys(table.columns, "-"))
-            rows = f"{one['low']:.1f} to {one['high']:.1f} over rows"
-            line |= {"Method": one["name"], label: number(one["value"], ".1f", rows)}
+            name = f"{one['name']}{entries[task]['on']}"
+            line = lines.setdefault(name, dict.fromkeys(table.columns, "-"))
+            line |= {"Method": name, label: number(one["value"], ".1f", over_rows(one))}
     return pd.concat([table, pd.DataFrame([*lines.values()], columns=table.columns)], ignore_index=True)
+
+
+def over_rows(baseline: Mapping[str, Any]) -> str:
+    return f"{baseline['low']:.1f} to {baseline['high']:.1f} over rows"
+
+
+def above_all(summary: pd.DataFrame, entries: Entries) -> list[str]:
+    """A line for each task on which no method's median is above the best baseline."""
+    lines = []
+    for task, entry in entries.items():
+        scored = summary[summary["task"] == task].dropna(subset="median")
+        if len(scored) and entry["baselines"]:
+            sign = better(scored["metric"].iloc[0])
+            first = max(entry["baselines"], key=lambda one: sign * one["value"])
+            if sign * first["value"] >= (sign * scored["median"]).max():
+                shown = f"{first['name']}{entry['on']}, {task}: {first['value']:.1f} ({over_rows(first)})"
+                lines.append(f"{shown}: no method's median is {'higher' if sign > 0 else 'lower'}")
+    return lines
 
 
 def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -100,15 +120,15 @@ def confusion_figure(entry: Mapping[str, Any], task: Task) -> Figure | None:
             "y": "true",
             "x_names": task.labels,
             "y_names": task.labels,
+            "numbers": len(task.labels) <= PRINTED_CLASSES,
         }
         panels.append(about | {"values": shares})
     note = "Share of the dev rows of each true class, mean over runs. 1 on the diagonal: every row is right."
     return figure(f"Which classes are taken for which: {task.name}", note, "heat", "", panels)
 
 
-def scatter_figure(rows: pd.DataFrame, task: Task) -> Figure | None:
+def scatter_figure(rows: pd.DataFrame, task: Task, methods: Collection[str]) -> Figure | None:
     """The mean prediction of each method against the dev rows' scores. `rows`: of `errors_table`, all of them."""
-    methods = rows.columns[3 : -len(task.columns)]  # after Row, Wrong and Label, before the texts
     x = rows["Label"].astype(float).tolist()
     panels = [
         {"title": method, "y": "predicted", "series": [{"label": "", "x": x, "y": rows[method].astype(float).tolist()}]}
@@ -123,4 +143,5 @@ def errors_table(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return rows.assign(row=rows["row"].astype(int)).rename(columns={"row": "Row", "wrong": "Wrong", "label": "Label"})
+    titles = {"row": "Row", "wrong": "Wrong", "residual": "Residual", "label": "Label"}
+    return rows.assign(row=rows["row"].astype(int)).rename(columns=titles)

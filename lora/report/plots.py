@@ -26,6 +26,7 @@ LOOKS = {  # of a finding, by its word: colour, marker, size
     "undecided": ("#555555", "s", 6),
     "the paper": ("#000000", "D", 6),
 }
+TITLE = 28  # characters of a narrow panel's title in a line
 LONG = 24  # characters of a label; longer ones need a wider column of the legend
 STYLE = {
     "svg.hashsalt": "lora",  # otherwise ids in the file vary between draws
@@ -55,7 +56,7 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
         drawn = {"lines": lines, "intervals": intervals, "heat": heat, "scatter": scatter}[figure["kind"]]
         for ax, panel in zip(axes.flat, panels, strict=False):
             drawn(ax, panel, figure)
-            ax.set_title(panel["title"], fontsize=9)
+            ax.set_title(fill(panel["title"], TITLE) if figure["kind"] == "heat" else panel["title"], fontsize=9)
         legend(canvas, list(axes.flat[: len(panels)]))
         svg = render(canvas, "svg")  # without a title: the page has it as text, in its own font
         canvas.suptitle(figure["title"], fontsize=10)
@@ -179,16 +180,26 @@ def scatter(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> No
 
 
 def heat(ax: Axes, panel: Mapping[str, Any], figure: Mapping[str, Any]) -> None:
-    """Draw similarities between 0 and 1, with a colour map that keeps its order in grey."""
+    """Draw similarities between 0 and 1, with a colour map that keeps its order in grey. With `numbers`, as a matrix is
+    printed: the first row on top, and the value in every cell."""
     # An image with one pixel per value: a mesh of paths takes a megabyte.
-    look = {"cmap": "cividis", "origin": "lower", "aspect": "auto", "interpolation": "none"}
+    look = {"cmap": "cividis", "aspect": "auto", "interpolation": "none"}
     rows, columns = len(panel["y_names"]), len(panel["x_names"])
-    image = ax.imshow(panel["values"], vmin=0, vmax=1, extent=(0, columns, 0, rows), **look)
+    numbers = panel.get("numbers", False)
+    ends = (rows, 0) if numbers else (0, rows)
+    origin = "upper" if numbers else "lower"
+    image = ax.imshow(panel["values"], vmin=0, vmax=1, extent=(0, columns, *ends), origin=origin, **look)
     ax.set_xlabel(panel["x"])
     ax.set_ylabel(panel["y"])
     for names, axis in ((panel["x_names"], ax.xaxis), (panel["y_names"], ax.yaxis)):
         every = math.ceil(len(names) / 8)
         axis.set_ticks([i + 0.5 for i in range(0, len(names), every)], names[::every], fontsize=7)
+    if numbers:
+        ax.tick_params("x", rotation=90)
+        for i, row in enumerate(panel["values"]):
+            for j, value in enumerate(row):
+                colour = "white" if value < 0.6 else "black"  # cividis is light at its end
+                ax.text(j + 0.5, i + 0.5, f"{value:.2f}", color=colour, fontsize=6, ha="center", va="center")
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
 
 

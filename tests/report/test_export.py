@@ -11,6 +11,7 @@ from lora.data.metrics import LOWER
 from lora.files import ROOT
 from lora.records.record import load_frame, load_records
 from lora.report.export import csv_files, latex, latex_files
+from lora.report.own import with_baselines
 from lora.report.tables import table2
 
 METHODS = {"Full fine-tuning": "full", "Houlsby adapters (m8)": "houlsby-m8", "LoRA (qv, r8)": "lora-qv-r8"}
@@ -47,6 +48,14 @@ def test_characters_of_latex_are_escaped_and_what_was_not_trained_is_a_dash():
     assert len({(*re.findall(r"\\mathbf\{[\d.]+\}", one),) for one in texts}) == 1 and r"\mathbf" in texts[0]
     larger = pd.concat([cells, cells.assign(model="larger", median=cells["median"] + 50)])
     assert latex(table2(larger), larger).count(r"\mathbf") == 2 * texts[1].count(r"\mathbf"), "for each encoder"
+    lost = cells.assign(collapsed=2)
+    baseline = {"name": "TF-IDF", "value": 99.0, "low": 98.0, "high": 100.0}
+    lines = latex(with_baselines(table2(lost), lost, {"mrpc": {"baselines": [baseline], "on": ""}}), lost).splitlines()
+    (tf_idf,) = [line for line in lines if line.startswith("TF-IDF")]
+    assert r"$\mathbf{99.0}$ (98.0 to 100.0 over rows)" in tf_idf
+    column = [line.split(" & ")[3] for line in lines if " & " in line]
+    assert column[0] == "MRPC (acc.)" and sum(r"\mathbf" in cell for cell in column) == 1, "no method is as good"
+    assert all(cell.endswith("(2 of 5 collapsed)") for cell in column[1:-1])
     (full,) = [line for line in text.splitlines() if line.startswith("Full fine-tuning")]
     assert re.search(r"& -- & .* & -- \\\\$", full)
 

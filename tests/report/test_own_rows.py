@@ -11,14 +11,16 @@ from sklearn import metrics
 
 from lora.cli import main
 from lora.data.facts import facts, facts_text
+from lora.data.metrics import LOWER
 from lora.data.own_task import read_task
 from lora.data.read import read, read_for_run
 from lora.files import read_object
 from lora.records.analysis import OWN_ROWS, analysis_json
 from lora.records.record import load_records
+from lora.report.analyses import own_rows
 from lora.report.analyses.own_rows import baselines, by_class, error_rows, metric_of, tf_idf
 from lora.report.build import build_report
-from lora.report.own import errors_table
+from lora.report.own import above_all, errors_table
 from lora.report.plots import draw
 
 RANDOM = np.random.default_rng(0)
@@ -63,6 +65,19 @@ def test_baselines_learn_from_train_alone(task):
     assert scores[0] < 1 < scores[1]
 
 
+@pytest.mark.parametrize(
+    ("metric", "value", "word"), [("accuracy", 75.0, "higher"), (f"mine.error{LOWER}", 65.0, "lower")]
+)
+def test_a_baseline_that_no_method_beats_is_said(metric, value, word):
+    summary = pd.DataFrame({"task": "jobs-1", "metric": metric, "median": [70.0, 68.0, math.nan]})
+    one = {"name": "TF-IDF", "value": value, "low": value - 5, "high": value + 5}
+    entries = {"jobs-1": {"baselines": [one, one | {"value": 70.0, "name": "other"}], "on": ", on 40 rows"}}
+    (line,) = above_all(summary, entries)
+    rows = f"{value:.1f} ({value - 5:.1f} to {value + 5:.1f} over rows)"
+    assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: no method's median is {word}"
+    assert not above_all(summary.assign(median=90.0 if word == "higher" else 10.0), entries)
+
+
 def test_an_accuracy_has_the_binomial_interval():
     true = np.arange(100) % 2
     found = metric_of("accuracy", np.where(np.arange(100) < 80, true, 1 - true), true)
@@ -92,6 +107,8 @@ def test_rows_that_most_runs_get_wrong_come_with_their_text(task):
     found = error_rows(task, data, {"A": [wrong, wrong], "B": [half, true]})
     assert found["row"].tolist() == [5] and found["wrong"].tolist() == ["3 of 4 runs"]
     assert found["text"].item() == split["text"][4] and found["label"].item() == task.labels[true[4]]
+    more = error_rows(task, data, {"A": [wrong]}, {"ref": [f"T{number}" for number in range(len(true))], "row": true})
+    assert more["ref"].tolist() == ["T4", "T9"] and more.columns.tolist()[-3:] == ["text", "ref", "column: row"]
 
 
 def test_texts_may_be_called_like_the_other_columns(tmp_path):
@@ -124,6 +141,8 @@ def test_scores_have_a_mean_a_ridge_and_residuals(own, tmp_path):
     (name,) = (one for one in report.figures if one.startswith("scatter_"))
     (panel,) = report.figures[name]["panels"]
     (series,) = panel["series"]
+    (listed,) = (table.values for table in report.tables if table.name.startswith("errors_"))
+    assert listed.columns.tolist()[:3] == ["Row", "Residual", "Label"]
     assert len(series["x"]) == 60 and set(series["x"]) == {0, 1, 2}
     assert draw(report.figures[name])["svg"].startswith(b"<?xml")
 
@@ -163,7 +182,7 @@ def test_test_rows_are_scored_at_the_best_epoch_and_choose_nothing(own, model_di
     assert "the test rows of tested-" in capsys.readouterr().err
 
 
-def test_a_launch_ends_with_them(own, tmp_path, capsys):
+def test_a_launch_ends_with_them(own, tmp_path, capsys, monkeypatch):
     path, results = write(tmp_path / "data", 80, 60), tmp_path / "results"
     assert main([*own, f"task={path}", "method=full,lora", "seed=1,2,3"]) == 0
     out = capsys.readouterr().out
@@ -176,8 +195,15 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys):
     listed = pd.read_csv(results / "analysis" / f"{task}.errors.csv")
     wrong = {name: table for name, table in tables.items() if name.startswith("errors_")}
     assert len(listed) == 0 or wrong
+    kept = read_object(results / "analysis" / OWN_ROWS)
+    monkeypatch.setattr(own_rows, "baselines", lambda *rows: pytest.fail("of the same rows, they are kept"))
+    assert main([*own, f"task={path}", "method=full,lora", "seed=1,2,3"]) == 0
+    assert read_object(results / "analysis" / OWN_ROWS) == kept
+    monkeypatch.undo()
     assert not any(text in out for text in listed["text"]), "texts are on the page alone"
-    assert report.figures[f"confusion_{task}_own"]["panels"][0]["x_names"] == [*report.gathered.tasks[task].labels]
+    confusion = report.figures[f"confusion_{task}_own"]
+    assert confusion["panels"][0]["x_names"] == [*report.gathered.tasks[task].labels]
+    assert f"{confusion['panels'][0]['values'][0][1]:.2f}" in draw(confusion)["svg"].decode()
     write_csv(tmp_path / "data" / "other.csv", learnable(5, 3), ("text", "Mood"))
     second = write_task(tmp_path / "data", "again", test="other.csv")
     assert main([*own, f"task={second}", "method=lora", "seed=1,2,3"]) == 0
@@ -213,7 +239,7 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys):
     report, counts, _ = classes()
     assert counts[task, "Full fine-tuning"] == 4 and len(counts) == 4 and not report.problems
     content = read_object(results / "analysis" / OWN_ROWS)
-    older = [{key: value for key, value in entry.items() if key != "leaked"} for entry in content["entries"]]
+    older = [{key: value for key, value in entry.items() if key != "on"} for entry in content["entries"]]
     (results / "analysis" / OWN_ROWS).write_bytes(analysis_json(content["made_from"], older))
     (problem,) = build_report("own", [f"runtime.results={results}"]).problems
     assert "was made by an older version: rebuild it" in problem

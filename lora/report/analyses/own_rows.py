@@ -20,6 +20,7 @@ from scipy import special
 from lora.config.select import PLACES
 from lora.data.facts import facts, texts_of
 from lora.data.metrics import METRICS, compute
+from lora.data.own_task import other_columns
 from lora.data.read import TaskData, read_for_run
 from lora.data.tasks import Task
 from lora.errors import UserError
@@ -106,11 +107,15 @@ def by_class(task: Task, true: np.ndarray, predictions: Predictions) -> list[dic
     return methods
 
 
-def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataFrame:
+def error_rows(
+    task: Task, data: TaskData, predictions: Predictions, others: Mapping[str, Sequence[Any]] | None = None
+) -> pd.DataFrame:
     """The dev rows that most runs get wrong, the worst first; of scores, all rows by the mean residual.
 
-    Returns: Columns row (from 1), wrong (runs, or the residual), label, the prediction of each method (the most
-        frequent class, or the mean), and the texts; a text that is called like another column as `text: row`.
+    Args:
+        others: The further columns of the dev file, such as a number of each row.
+    Returns: Columns row (from 1), wrong (runs) or residual, label, the prediction of each method (the most frequent
+        class, or the mean), the texts and the others; one that is called like an earlier column as `text: row`.
     """
     split = data.splits[task.validation_splits[0]]
     true = np.asarray(split["label"])
@@ -130,13 +135,17 @@ def error_rows(task: Task, data: TaskData, predictions: Predictions) -> pd.DataF
         low, high = task.label_range
         digits = 4 + math.ceil(math.log10(max(1.0, max(-low, high) / (high - low))))  # 4 that differ in the range
         rows = [*np.argsort(-abs(residuals), kind="stable")]
-        columns = {"wrong": [f"{residuals[row]:+.4g}" for row in rows]}
+        columns = {"residual": [f"{residuals[row]:+.{digits}g}" for row in rows]}
         columns |= {"label": [f"{true[row]:.{digits}g}" for row in rows]}
         means = {label: np.mean(runs, axis=0) for label, runs in predictions.items()}
         columns |= {label: [f"{values[row]:.{digits}g}" for row in rows] for label, values in means.items()}
-    heads = {name: f"text: {name}" if {name, name.lower()} & {"row", *columns} else name for name in task.columns}
-    texts = {head: [split[name][int(row)] for row in rows] for name, head in heads.items()}
-    return pd.DataFrame({"row": [int(row) + 1 for row in rows], **columns, **texts})
+    columns = {"row": [int(row) + 1 for row in rows]} | columns
+    further = {("text", name): split[name] for name in task.columns}
+    further |= {("column", name): values for name, values in (others or {}).items()}
+    for (kind, name), values in further.items():
+        head = f"{kind}: {name}" if {name, name.lower()} & columns.keys() else name
+        columns[head] = [values[int(row)] for row in rows]
+    return pd.DataFrame(columns)
 
 
 def write_rows(gathered: Gathered) -> int:
@@ -145,6 +154,8 @@ def write_rows(gathered: Gathered) -> int:
     entries = []
     made_from = {}
     path = gathered.folder / "analysis" / OWN_ROWS
+    earlier = read_object(path) if path.exists() else {"entries": [], "made_from": {}}
+    known = {entry["task"]: entry for entry in earlier["entries"]}
     for name, of_task in runs.dropna(subset="device").groupby("task", sort=False):
         task = gathered.tasks[name]
         if task.is_definition_only:
@@ -163,20 +174,23 @@ def write_rows(gathered: Gathered) -> int:
                 check_metric(record, task.metric, predicted, true)
             predictions.setdefault(row.label, []).append(predicted)
             made_from[row.run_id] = record.scored
-        table = error_rows(task, data, predictions).to_csv(index=False, lineterminator="\n")
+        others = other_columns(task.own, task.folder, task.validation_splits[0])
+        table = error_rows(task, data, predictions, others).to_csv(index=False, lineterminator="\n")
         write_atomically(gathered.folder / "analysis" / ERRORS.format(task=name), table.encode())
         classes = by_class(task, true, predictions) if task.labels else []
-        compared = baselines(task, data) if task.metric in METRICS else []
-        if of_task["train_rows"].nunique() > 1:
-            compared = [one | {"name": f"{one['name']}, on {data.rows['train']:,} rows"} for one in compared]
-        if first["draw"] >= 0:
-            compared = [one | {"name": f"{one['name']}, on the rows of seed {first['seed']}"} for one in compared]
+        before = known.get(name, {})
+        compared = before.get("baselines", [])
+        if before.get("fingerprint") != data.fingerprint:  # a minute or more for texts and classes
+            compared = baselines(task, data) if task.metric in METRICS else []
+        on = f", on {data.rows['train']:,} rows" if of_task["train_rows"].nunique() > 1 else ""
+        on += f", on the rows of seed {first['seed']}" if first["draw"] >= 0 else ""
         of_methods = of_task.groupby("label", sort=False)["run_id"].agg(list).to_dict()
-        about = {"baselines": compared, "methods": classes, "runs": of_methods}
+        about = {"fingerprint": data.fingerprint, "baselines": compared, "on": on}
+        about |= {"methods": classes, "runs": of_methods}
         entries.append({"task": name, **facts(task, data, more), **about})
     count, analysed = len(entries), {entry["task"] for entry in entries}
     hashes = {run_id: record.scored for run_id, record in gathered.every_ok.items()}
-    if path.exists() and (earlier := read_object(path))["made_from"].items() <= hashes.items():
+    if earlier["made_from"].items() <= hashes.items():
         entries += [entry for entry in earlier["entries"] if entry["task"] not in analysed]
         made_from = earlier["made_from"] | made_from
     if count:
