@@ -28,7 +28,7 @@ def main(given: argparse.Namespace) -> None:
         raise UserError(f"{out} must be a new folder, or an empty one")
     adapter = read_adapter(place)
     method = adapter.method
-    if given.merged and not isinstance(method, LoraConfig):
+    if given.merged and not isinstance(method, LoraConfig | FullConfig | BitFitConfig):
         raise UserError(
             f"--merged is for LoRA, whose weights can be merged, and the adapter is of method {method.name}"
         )

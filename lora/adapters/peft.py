@@ -217,8 +217,8 @@ def locate_base(adapter: Adapter, base: str | Path | None = None) -> tuple[str, 
     if encoder is not None and encoder.source == "embedded":
         return locate(encoder)[0], None
     raise UserError(
-        f"the adapter does not say where its base{f' ({name})' if name else ''} is: set base= to the folder or the "
-        f"hub id that it is loaded from"
+        f"the adapter does not say where its base{f' ({name})' if name else ''} is: name the folder or the hub id that "
+        f"it is loaded from, as base= of to_peft or as --model of export"
     )
 
 

@@ -110,6 +110,8 @@ def setting_values(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list
         value = value.get(name, ...) if isinstance(value, Mapping) else getattr(value, name, ...)
         if value is ...:
             return []
+    if key == "task" and run.task.own is not None:
+        return [value, value.rpartition("-")[0]]  # with the digits of its definition, or without
     if key == "method":
         return [run.options.get(key, value.name)]  # dora and pissa are options of their own
     if key == SIZE:

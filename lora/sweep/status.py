@@ -192,7 +192,7 @@ def main(arguments: argparse.Namespace) -> None:
         with suppress(UserError):  # a profile that needs a task
             more = {run.run_id for run in select_runs(name, [f"runtime.results={folder}"], True, "assumed")}
             if count := len(more - read_plan(folder).runs.keys()):
-                print(f"{count_of(count, 'more run')} of the profile are not asked for")
+                print(f"the profile has {count_of(count, 'more run')}, which no launch has asked for")
 
 
 def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> None:

@@ -41,7 +41,7 @@ def test_the_library_alone_has_the_logits_of_predict(tiny_overrides, model_dir, 
     own_tasks.write_csv(tmp_path / "rows.csv", [[text] for text in texts], ["sentence"])
     table = ["--input", f"{tmp_path}/rows.csv", "--output", f"{tmp_path}/out.csv"]
     assert main(["predict", "--adapter", adapter, "--model", str(model_dir), *table]) == 0
-    more = ["--merged"] * (name == "merged")
+    more = ["--merged"] if name in ("merged", "full") else []
     assert main(["export", adapter, out, "--model", str(model_dir), *more]) == 0
     assert all(
         os.stat(path).st_nlink == 1 for path, _, files in os.walk(out) for path in [f"{path}/{f}" for f in files]

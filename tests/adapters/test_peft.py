@@ -217,9 +217,9 @@ def test_a_base_that_cannot_be_named_is_refused_and_nothing_is_written(tmp_path)
     adapter = adapter_of(with_method("bert", LoraConfig(rank=3)))
     named = dataclasses.replace(adapter, base=dataclasses.replace(adapter.base, name="mine"))
     for changed, message in (
-        (adapter, r"does not say where its base is: set base= to the folder or the hub id"),
-        (dataclasses.replace(adapter, base=None), r"where its base is: set base= to"),
-        (named, r"where its base \(mine\) is: set base= to"),
+        (adapter, r"does not say where its base is: name the folder or the hub id"),
+        (dataclasses.replace(adapter, base=None), r"where its base is: name the folder"),
+        (named, r"where its base \(mine\) is: name the folder"),
     ):
         with pytest.raises(UserError, match=message):
             to_peft(changed, tmp_path / "peft")

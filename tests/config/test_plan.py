@@ -262,7 +262,7 @@ def test_status_of_a_profile_that_was_never_launched_writes_nothing(tmp_path, mo
     assert shlex.split(command)[1:] == ["-m", "lora", "-m", "profile=mini"]
     populate(tmp_path / "results" / "mini", "mini", ["method=full", "rates=null"])
     main(["status", "mini"])
-    assert "more runs of the profile are not asked for" in capsys.readouterr().out
+    assert "more runs, which no launch has asked for" in capsys.readouterr().out
     (other,) = select_runs("mini", [*ASKED, "method=bitfit", "seed=1"])
     write_run(tmp_path / "results" / "mini", other, 0.5)
     main(["status", "mini"])
