@@ -17,7 +17,7 @@ from lora.methods.configs import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ METHODS: dict[str, Method] = {
     "lora": Method(LoraConfig, "lora.methods.lowrank"),
     "peft": Method(PeftConfig, "lora.methods.bridge"),
 }
+
+
+def stored_bytes(model: "nn.Module") -> int:
+    """Bytes of the tensors that an adapter of the model holds: those that train, and what of its method is frozen, such
+    as VeRA's matrices, LoRA-FA's A, or PiSSA's start, which makes a LoRA of twice the rank."""
+    every = (*model.named_parameters(), *model.named_buffers())
+    names = {
+        name for name, tensor in every if tensor.requires_grad or name.endswith((".lora_a", ".start_a", ".start_b"))
+    }
+    added: list[Tensor] = []
+    if model.applied.method.name == "peft":
+        bridge = import_module("lora.methods.bridge")
+        names = {name for name in names if not bridge.is_added(name)}
+        added = [*bridge.method_tensors(model).values()]
+    tensors = [tensor for name, tensor in every if name in names] + added
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def apply(model: "nn.Module", config: MethodConfig, seed: int = 0) -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from lora.data.batching import collate, encode, epoch_batches, to_device
 from lora.data.read import TRAIN_ROWS, RunRows, read_for_run
 from lora.data.tasks import Task
 from lora.errors import DIVERGED, DivergedError
-from lora.methods import apply
+from lora.methods import apply, stored_bytes
 from lora.models.load import Encoder, load_encoder
-from lora.models.modules import count_parameters, trainable
+from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
 from lora.records.record import ADAPTER, RunRecord, checkpoint_path
 from lora.training.checkpoints import Checkpointer, made_from
@@ -96,7 +96,7 @@ def run(
         start_from(model, config)
     pack = adapter_packer(model, config, task, encoder) if config.runtime.save_adapter else None
     method, params = model.applied.method, count_parameters(model)
-    trained_bytes = sum(p.numel() * p.element_size() for _, p in trainable(model))
+    stored = stored_bytes(model)
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
     more = {
         name: encode(next(iter(part.splits.values())), task, tokenizer, max_length) for name, part in further.items()
@@ -185,7 +185,7 @@ def run(
             "examples_per_second": round(train.epochs * len(lengths) / sum(state.step_seconds), 2),
             "tokens": state.tokens,
             "peak_mib": peak_mib(process.device),
-            "checkpoint_bytes": trained_bytes,
+            "checkpoint_bytes": stored,
             "optimizer_bytes": optimizer_bytes(step.optimizer),
         },
         provenance={

@@ -11,7 +11,7 @@ import tiny
 import torch
 from processor import NARROWEST
 from safetensors.torch import load_file, save_file
-from tiny_adapters import CASES, five, logits, state, with_method
+from tiny_adapters import CASES, bytes_of, five, logits, state, with_method
 from trained import ensure_record
 
 from lora.adapters import folder as folders
@@ -21,6 +21,7 @@ from lora.adapters.merge import load_adapter, swap
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT
+from lora.methods import stored_bytes
 from lora.methods.configs import BitFitConfig, HoulsbyConfig, LoraConfig
 from lora.models.load import load_encoder
 from lora.models.modules import checksum
@@ -35,6 +36,7 @@ def test_a_loaded_adapter_computes_what_the_saved_one_did(case, tmp_path):
     model = with_method(architecture, config)
     saved = save_adapter(model, tmp_path / "a", ORIGIN)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [DESCRIPTION, ADAPTER]
+    assert stored_bytes(model) == bytes_of(saved)
     fresh = tiny.model(architecture)
     loaded = load_adapter(fresh, tmp_path / "a")
     assert torch.equal(logits(fresh, architecture), logits(model, architecture))

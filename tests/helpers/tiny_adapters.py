@@ -71,6 +71,10 @@ def train_steps(model, architecture: str, steps: int) -> None:
         optimizer.step()
 
 
+def bytes_of(adapter: Adapter) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (adapter.weights | adapter.head).values())
+
+
 def state(model) -> tuple[str, list[type], list[bool]]:
     """What a refused call must leave: all values, the kinds of modules, and what is trained."""
     flags = [parameter.requires_grad for parameter in model.parameters()]

@@ -13,7 +13,7 @@ import torch
 import yaml
 from comparing import equal_science
 from stopping import NEVER, stop
-from tiny_adapters import logits, train_steps, with_method
+from tiny_adapters import bytes_of, logits, train_steps, with_method
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from trained import ensure_record, planned, run
@@ -26,7 +26,7 @@ from lora.cost.machine import COMMITTED
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, read_object
-from lora.methods import apply
+from lora.methods import apply, stored_bytes
 from lora.methods.bridge import REFUSED, parameters, tuner_config
 from lora.methods.configs import PeftConfig
 from lora.models.modules import checksum, is_head, trainable
@@ -122,7 +122,7 @@ def test_a_method_trains_reloads_bit_for_bit_and_is_peft_s_own(kind, architectur
     assert checksum(adapter_of(model).weights.items()) == start
     model = trained(kind, architecture)
     adapter = save_adapter(model, tmp_path / "ours")
-    assert checksum(adapter.weights.items()) != start
+    assert checksum(adapter.weights.items()) != start and stored_bytes(model) == bytes_of(adapter)
     assert set(adapter.head) == {name for name, _ in base.named_parameters() if is_head(base, name)}
     loaded = tiny.model(architecture)
     load_adapter(loaded, tmp_path / "ours")  # recognises its base: the pretrained weights are untouched

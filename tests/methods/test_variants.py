@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from peft.optimizers import create_lorafa_optimizer
-from tiny_adapters import assert_same_logits, logits, with_method
+from tiny_adapters import assert_same_logits, bytes_of, logits, with_method
 from torch.nn import functional as F
 
 from lora.adapters.adapter import adapter_of
@@ -16,7 +16,7 @@ from lora.adapters.folder import read_adapter, save_adapter
 from lora.adapters.merge import load_adapter, merge, swap, unmerge
 from lora.adapters.peft import from_peft, to_peft
 from lora.errors import UserError
-from lora.methods import apply
+from lora.methods import apply, stored_bytes
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import checksum, find_target, trainable
@@ -75,6 +75,7 @@ def test_a_variant_equals_peft_in_logits_gradients_and_a_step(architecture, vari
     config, close = config_of(architecture, variant), functools.partial(torch.testing.assert_close, rtol=0, atol=1e-10)
     ours, theirs = tiny.model(architecture), in_peft(tiny.model(architecture), config, variant)
     apply(ours, config, seed=1)
+    assert stored_bytes(ours) == bytes_of(adapter_of(ours))
     for model in (ours, theirs):
         close(logits(model, architecture), logits(tiny.model(architecture), architecture), atol=1e-5)
     ours.double(), theirs.double()
