@@ -71,7 +71,7 @@ class Section:
     def notes(self) -> list[str]:
         """What the numbers of a table of cells are, notes on its encoders, and what the rows of own tasks are like."""
         about = [
-            f"{name}, {entry['rows'][1]:,} dev rows: {'; '.join(lines)}."
+            f"{name}, {entry['rows'][1]:,} dev rows{entry['on']}: {'; '.join(lines)}."
             for name, entry in self.own_rows.items()
             if (lines := facts_text(entry))
         ]

@@ -96,10 +96,15 @@ def classes_table(entries: Entries, labels: Mapping[str, tuple[str, ...]]) -> pd
         for place, label in enumerate(labels[name]):
             for method in entry["methods"]:
                 rows = sum(method["confusion"][place])
+                runs = len(entry["runs"][method["label"]])
                 line = {"Task": name, "Class": label, "Method": method["label"]}
-                line |= {"Runs": len(entry["runs"][method["label"]]), "Dev rows": Value(rows, f"{rows:.0f}")}
-                shares = {title: method[key][place] for title, key in SHARES.items()}
-                lines.append(line | {title: "-" if v is None else number(100 * v) for title, v in shares.items()})
+                line |= {"Runs": runs, "Dev rows": Value(rows, f"{rows:.0f}")}
+                for title, key in SHARES.items():
+                    count = method["predicted_in"][place] if key == "precision" else runs
+                    remark = f"{count} of {runs} runs" if count < runs else ""
+                    share = method[key][place]
+                    line[title] = "-" if share is None else number(100 * share, ".1f", remark)
+                lines.append(line)
     return pd.DataFrame(lines)
 
 

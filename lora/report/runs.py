@@ -167,6 +167,7 @@ def row_names(runs: pd.DataFrame, by: Sequence[str] = ("model", "protocol", "sta
         if key != "model":
             differs = runs.groupby(places)[key].transform("nunique").gt(1).groupby(names).transform("any")
         titles = [ROW_SUFFIXES[key].format(VALUE_TITLES.get(value, value)) for value in runs[key]]
+        titles = ["" if name.endswith(title) else title for name, title in zip(names, titles, strict=True)]
         names = names + pd.Series(titles, index=runs.index, dtype=object).where(differs, "")
     return names
 

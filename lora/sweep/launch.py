@@ -154,7 +154,9 @@ def own_facts(runs: Iterable[PlannedRun]) -> list[str]:
     lines = []
     for run in tasks.values():
         rows = read_for_run(run.task, run.config.rows, run.config.train.selection)
-        lines += facts_text(facts(run.task, *rows))
+        drawn = f" that seed {run.seed} draws" if run.config.data.train_draw == "seed" else ""
+        where = "" if run.config.data.train_rows is None else f", of the {run.train_rows:,} train rows{drawn}"
+        lines += [f"{line}{where}" for line in facts_text(facts(run.task, *rows))]
         if run.task.test_splits and "test" not in rows[1]:
             lines.append(f"the test rows have no labels in column {run.task.own.label}, and are not scored")
     return [f"  data:    {line}" for line in lines]

@@ -20,7 +20,7 @@ from lora.records.record import load_records
 from lora.report.analyses import own_rows
 from lora.report.analyses.own_rows import baselines, by_class, error_rows, metric_of, tf_idf
 from lora.report.build import build_report
-from lora.report.own import above_all, errors_table
+from lora.report.own import above_all, classes_table, errors_table
 from lora.report.plots import draw
 
 RANDOM = np.random.default_rng(0)
@@ -93,6 +93,10 @@ def test_classes_are_scored_as_scikit_learn_does(task):
     assert np.allclose(found["confusion"], metrics.confusion_matrix(true, runs[0]))
     two = by_class(task, true, {"LoRA": [runs[0], true]})[0]["f1"]
     assert np.allclose(two, np.mean([f1, [1, 1]], axis=0)), "means over the runs, not of the runs pooled"
+    (once,) = by_class(task, true, {"LoRA": [np.zeros(50, int), true]})
+    assert once["precision"][1] == 1 and once["predicted_in"] == [2, 1]
+    once = {"task": "t", "methods": [once], "runs": {"LoRA": ["a", "b"]}}
+    assert classes_table({"t": once}, {"t": task.labels})["Precision"].map(str).tolist()[1] == "100.0 (1 of 2 runs)"
     (never,) = by_class(task, true, {"LoRA": [np.zeros(50, int)]})
     assert math.isnan(never["precision"][1]) and never["recall"][1] == 0
 

@@ -20,6 +20,7 @@ from lora.records.record import load_records
 from lora.report.build import build_report
 from lora.report.gather import gather
 from lora.report.train_rows import size_sentences, with_sizes
+from lora.sweep.launch import own_facts
 from lora.sweep.request import check_tuning, grids_text, select_runs
 from lora.sweep.sizes import halves
 from lora.sweep.tune import rate_grids
@@ -95,6 +96,13 @@ def test_tune_takes_several_sizes_at_the_length_of_the_runs(asked):
     grids = rate_grids("own", given)
     assert [(first.data.train_rows, axes["train.epochs"]) for first, axes in grids] == [(56, ["50"]), (450, ["10"])]
     assert len({tuple(axes["train.lr"]) for _, axes in grids}) == 1 and len(grids[0][1]["train.lr"]) == 5
+
+
+def test_what_rows_are_like_says_of_which_rows_it_is(asked):
+    whole = own_facts(select_runs("own", [*asked, "method=lora", "seed=3,4"]))
+    part = own_facts(select_runs("own", [*asked, "method=lora", "seed=3,4", "data.train_rows=56"]))
+    assert whole and part and not any("of the" in line for line in whole)
+    assert all(line.endswith(", of the 56 train rows that seed 4 draws") for line in part)
 
 
 def test_rates_for_numbers_of_rows_leave_the_rate_on_all_rows(asked):

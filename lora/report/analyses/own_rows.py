@@ -91,7 +91,7 @@ def metric_of(metric: str, predicted: np.ndarray, true: np.ndarray) -> dict[str,
 
 def by_class(task: Task, true: np.ndarray, predictions: Predictions) -> list[dict[str, Any]]:
     """For each method the means over its runs: precision, recall and F1 of each class, without runs where it is 0 / 0,
-    and the confusion, rows of each true class by the predicted one."""
+    and the number of runs that predicted the class; and the confusion, rows of each true class by the predicted one."""
     size, methods = len(task.labels), []
     for label, runs in predictions.items():
         confusions = np.zeros((len(runs), size, size))
@@ -103,6 +103,7 @@ def by_class(task: Task, true: np.ndarray, predictions: Predictions) -> list[dic
         shares = {"precision": (right, columns), "recall": (right, rows), "f1": (2 * right, rows + columns)}
         with np.errstate(invalid="ignore"):
             means = {name: pd.DataFrame(a / b).mean().tolist() for name, (a, b) in shares.items()}  # without 0 / 0
+        means["predicted_in"] = (columns > 0).sum(axis=0).tolist()
         methods.append({"label": label, "confusion": confusions.mean(axis=0).tolist(), **means})
     return methods
 
