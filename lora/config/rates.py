@@ -119,9 +119,7 @@ def nearest_rate(rates: Iterable[Rate], key: tuple[str, str, str, str], rows: in
         whole: Those of the whole split.
     """
     kept = sorted((one for one in rates if one.key == key), key=lambda one: one.train_rows is None)
-    sizes = {
-        one.train_rows or whole: one for one in kept
-    }  # a tuning on all rows is of all of them, not of their number
+    sizes = {one.train_rows or whole: one for one in kept}  # on all rows, the rate for which no number was stated
     nearest = min(sizes, key=lambda size: (Fraction(max(size, rows), min(size, rows)), -size), default=None)
     return None if nearest is None else sizes[nearest]
 

@@ -51,18 +51,18 @@ def latex(values: pd.DataFrame, cells: pd.DataFrame) -> str:
         cells: `lora.report.runs.summarise` of its runs.
     """
     bold: set[tuple[int, str]] = set()  # line and column
+    shown = values.drop(columns="Head")
     for task, title in task_labels(cells).items():
         for _, of_model in cells[cells["task"] == task].groupby("model"):
             spreads = {cell_key(row): row["std"] for row in of_model.fillna({"std": 0.0}).to_dict("records")}
             sign = better(of_model["metric"].iloc[0])
             rivals = [
                 (sign * cell.number, spreads.get(cell.cell, 0.0), line)
-                for line, cell in enumerate(values[title])
+                for line, cell in enumerate(shown[title])
                 if isinstance(cell, Value) and not math.isnan(cell.number) and (not cell.cell or cell.cell in spreads)
             ]
             best, spread, _ = max(rivals, default=(math.inf, 0.0, 0))
             bold |= {(line, title) for score, _, line in rivals if score >= best - spread}
-    shown = values.drop(columns="Head")
     lines = pd.DataFrame(
         {escape(name): [cell_latex(cell, (i, name) in bold) for i, cell in enumerate(shown[name])] for name in shown}
     )
