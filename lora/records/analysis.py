@@ -93,6 +93,19 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord], command: Calla
     return Analyses(examples, subspaces, subtraction, own_rows, checks, tuple(problems))
 
 
+def still_current(earlier: Mapping[str, Any], file: str, records: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
+    """The entries of an earlier analysis that stay beside new ones: a report may be of a selection, or of other tasks.
+    None, if one of its records has changed; those of an older version go.
+
+    Args:
+        records: All finished runs of the profile.
+    """
+    of_record, _, key = ANALYSIS_FILES[file]
+    made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
+    same = earlier["made_from"].items() <= made.items()
+    return [entry for entry in earlier["entries"] if same and key in entry]
+
+
 def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:
     """The content of an analysis file.
 

@@ -23,9 +23,9 @@ from lora.data.metrics import METRICS, compute
 from lora.data.read import read
 from lora.errors import UserError
 from lora.files import read_object, rounded, write_atomically
-from lora.records.analysis import EXAMPLES, Compared, analysis_json, comparison_key
+from lora.records.analysis import EXAMPLES, Compared, analysis_json, comparison_key, still_current
 from lora.records.predictions import dev_predictions
-from lora.records.record import RunRecord, load_curves, load_records
+from lora.records.record import RunRecord, load_curves
 from lora.report.build import Report, build_report
 from lora.report.catalogue import sections_of
 from lora.report.experiments import LAYERS
@@ -142,16 +142,19 @@ def main(given: argparse.Namespace) -> None:
 
 
 def write_intervals(report: Report, labels: Mapping[str, np.ndarray]) -> int:
-    """Write the analysis, if the report has any comparisons. Others of records that are still the same stay: a report
-    may be of a selection, or of other tasks. `labels`: as of `read_dev_labels`. Returns: The number of comparisons."""
+    """Write the analysis, if the report has any comparisons. Other current ones stay (`still_current`).
+
+    Args:
+        labels: As of `read_dev_labels`.
+    Returns: The number of comparisons.
+    """
     gathered, entries = report.gathered, compare(report, labels)
     if not entries:
         return 0
-    path, every = gathered.folder / "analysis" / EXAMPLES, entries
-    hashes = {record.run_id: record.scored for record in load_records(gathered.folder)[0]}
-    if path.exists() and (earlier := read_object(path))["made_from"].items() <= hashes.items():
-        every = [*(one for one in earlier["entries"] if "score" in one), *entries]
-    kept = {comparison_key(one["pairs"], one["score"]): one for one in every}
-    made_from = {run_id: hashes[run_id] for entry in kept.values() for pair in entry["pairs"] for run_id in pair}
+    path, records = gathered.folder / "analysis" / EXAMPLES, gathered.every_ok
+    earlier = still_current(read_object(path), EXAMPLES, records) if path.exists() else []
+    kept = {comparison_key(one["pairs"], one["score"]): one for one in [*earlier, *entries]}
+    ids = {run_id for entry in kept.values() for pair in entry["pairs"] for run_id in pair}
+    made_from = {run_id: records[run_id].scored for run_id in ids}
     write_atomically(path, analysis_json(made_from, [*kept.values()]))
     return len(entries)

@@ -25,7 +25,7 @@ from lora.data.read import TaskData, read_for_run
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import read_object, rounded, write_atomically
-from lora.records.analysis import ERRORS, OWN_ROWS, analysis_json
+from lora.records.analysis import ERRORS, OWN_ROWS, analysis_json, still_current
 from lora.records.predictions import dev_predictions
 from lora.report.analyses.dev_intervals import check_metric, pseudo_values
 from lora.report.gather import Gathered, gather, run_here
@@ -150,10 +150,9 @@ def error_rows(
 
 
 def write_rows(gathered: Gathered) -> int:
-    """Write the analysis of each own task whose rows are at hand. Those of other tasks stay. Returns: Their number."""
+    """Write the analysis of each own task whose rows are at hand. Returns: Their number."""
     runs = gathered.own_runs.assign(label=row_names(gathered.own_runs, ["model", "protocol"]))
     entries = []
-    made_from = {}
     path = gathered.folder / "analysis" / OWN_ROWS
     earlier = read_object(path) if path.exists() else {"entries": [], "made_from": {}}
     known = {entry["task"]: entry for entry in earlier["entries"]}
@@ -174,7 +173,6 @@ def write_rows(gathered: Gathered) -> int:
             if task.metric in METRICS:  # a module of one's own is code, which only runs execute
                 check_metric(record, task.metric, predicted, true)
             predictions.setdefault(row.label, []).append(predicted)
-            made_from[row.run_id] = record.scored
         others = other_columns(task.own, task.folder, task.validation_splits[0])
         table = error_rows(task, data, predictions, others).to_csv(index=False, lineterminator="\n")
         write_atomically(gathered.folder / "analysis" / ERRORS.format(task=name), table.encode())
@@ -190,10 +188,10 @@ def write_rows(gathered: Gathered) -> int:
         about |= {"methods": classes, "runs": of_methods}
         entries.append({"task": name, **facts(task, data, more), **about})
     count, analysed = len(entries), {entry["task"] for entry in entries}
-    hashes = {run_id: record.scored for run_id, record in gathered.every_ok.items()}
-    if earlier["made_from"].items() <= hashes.items():
-        entries += [entry for entry in earlier["entries"] if entry["task"] not in analysed]
-        made_from = earlier["made_from"] | made_from
+    kept = still_current(earlier, OWN_ROWS, gathered.every_ok)
+    entries += [entry for entry in kept if entry["task"] not in analysed]
+    ids = [run_id for entry in entries for runs in entry["runs"].values() for run_id in runs]
+    made_from = {run_id: gathered.every_ok[run_id].scored for run_id in ids}
     if count:
         write_atomically(path, analysis_json(made_from, rounded(entries)))
     return count
