@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lora.config.plan import trained_by
@@ -161,7 +162,8 @@ def main(arguments: argparse.Namespace) -> int:
     for path, content in pages(report).items() if arguments.pages else ():
         write_changed(path, content.encode())
     if not arguments.brief:
-        report = build_report(arguments.profile, words) if selects else report
+        # what the folder's analyses lack, they lack for a selection too
+        report = replace(build_report(arguments.profile, words), analyses=report.analyses) if selects else report
         show(report, plain=arguments.plain)
     for wanted, export in ((arguments.latex, latex_files), (arguments.csv, csv_files)):
         given = place(words, "runtime.results")  # a folder of its own, which keeps its exports
@@ -180,11 +182,11 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def analyse_own(profile: str, words: Sequence[str]) -> bool:
-    """Compute what needs the rows of own tasks, for all runs of the folder, where a launch has them. Returns: Whether
+    """Compute what needs the rows of a launch's own tasks, for all of their runs, where it has the rows. Returns: Whether
     that was possible."""
     print("computing baselines, errors and intervals over the dev rows ...", file=sys.stderr, flush=True)
     try:
-        report = build_report(profile, [word for word in words if word.startswith(PLACES)])
+        report = build_report(profile, [word for word in words if word.startswith((*PLACES, "task="))])
         dev_intervals.write_intervals(report, dev_intervals.read_dev_labels(report.gathered))
         return own_rows.write_rows(report.gathered) > 0
     except UserError as error:

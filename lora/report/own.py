@@ -45,7 +45,7 @@ def above_all(summary: pd.DataFrame, entries: Entries) -> list[str]:
             first = max(entry["baselines"], key=lambda one: sign * one["value"])
             if sign * first["value"] >= (sign * scored["median"]).max():
                 shown = f"{first['name']}{entry['on']}, {task}: {first['value']:.1f} ({over_rows(first)})"
-                lines.append(f"{shown}: no method's median is {'higher' if sign > 0 else 'lower'}")
+                lines.append(f"{shown}: no median above is {'higher' if sign > 0 else 'lower'}")
     return lines
 
 
@@ -70,17 +70,20 @@ def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line per task and method whose runs scored labelled test rows: mean and standard deviation over the runs.
-    `runs`: with the column `size`, a line for each number of train rows."""
+    """One line per task and method, of tasks with runs that scored labelled test rows: mean and standard deviation over
+    these runs. `runs`: with the column `size`, a line for each number of train rows."""
     lines = []
     titles = task_labels(runs)
     runs = runs.assign(label=row_names(runs, ["model", "protocol"]))
     keys = ["task", *(["size"] if "size" in runs else []), "label"]
-    for (task, *size, label), of_method in runs.dropna(subset="test_rows").groupby(keys, sort="size" in runs):
+    scored = runs.dropna(subset="test_rows")
+    runs = runs[runs["task"].isin(scored["task"])].dropna(subset="device")
+    for (task, *size, label), of_method in runs.groupby(keys, sort="size" in runs):
+        count, of_method = len(of_method), of_method[of_method["run_id"].isin(scored["run_id"])]
         line = {"Task": titles[task], "Method": label}
         line |= {"Train rows": Value(size[0], f"{size[0]:,}")} if size else {}
-        line |= {"Runs": len(of_method)}
-        line |= {"Test rows": int(of_method["test_rows"].iloc[0])}
+        line |= {"Runs": Value(len(of_method), f"{len(of_method)}{f' of {count}' if len(of_method) < count else ''}")}
+        line |= {"Test rows": int(scored.loc[scored["task"] == task, "test_rows"].iloc[0])}
         for title, scores in (("Dev", 100 * of_method["best"]), ("Test", 100 * of_method["test"])):
             spread = f" ±{scores.std():.1f}" if len(scores) > 1 else ""
             mean = scores.mean(skipna=False)

@@ -17,7 +17,7 @@ from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, wei
 from lora.config.plan import add_to_plan, read_plan
 from lora.config.run import PlannedRun, RunConfig
 from lora.data.read import RunRows, read_for_run
-from lora.errors import DivergedError, UnfinishedError, UserError
+from lora.errors import DivergedError, UnfinishedError, UserError, listed
 from lora.files import check_writable, discard_leftovers, read_object, write_atomically
 from lora.records.record import (
     RunRecord,
@@ -236,7 +236,8 @@ def run_job(job: Job) -> dict[str, str]:
 
 
 def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo: Container[str]) -> RunRows | None:
-    """Check that the rows and weights found here are those that the records of the same folder were made from.
+    """Check that the rows and weights found here are those that the records of the same folder were made from, and say
+    which of these runs did not score test rows that have labels by now.
 
     A run has the same name on every machine, wherever its rows and encoder lie. What lies in folders is compared by its
     hash; what lies on the hub, by the revision in the settings.
@@ -250,7 +251,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     last, asked = None, {}  # configurations by task
     rows: dict[tuple[Any, ...], str | None] = {}  # by task, part of the train rows and draw, or by task and split
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
-    known = {run.run_id for run in runs}
+    known, unscored = {run.run_id for run in runs}, []
     for run in sorted(runs, key=lambda run: run.run_id not in todo):
         config, model = run.config, run.config.model
         part = (config.task, config.data.train_rows, config.rows["draw"])
@@ -273,6 +274,8 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
         if config is None or made is None:  # of another task; of a failed run
             continue
         on_hub = config.data.source == data["source"] == "hub"
+        if record.run_id in known and (task, "test") in rows and made["data"].get("test_fingerprint") is None:
+            unscored.append(record.run_id)
         versions = peft_version() if record.run_id in known else None, made.get("peft", {}).get("version")
         model_files, tokenizer_files = weights.get(name, (None, None))
         for what, here, recorded in (
@@ -291,6 +294,12 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
                     f"in its record of {record.started_at[:10]}); for a results folder of its own, add "
                     f"runtime.results=FOLDER"
                 )
+    if unscored and rank() == 0:
+        print(
+            f"{count_of(len(unscored), 'finished run')} did not score the test rows, which had no labels then: "
+            f"{listed(unscored)}; status --forget --records removes runs, and the next launch trains them again",
+            file=sys.stderr,
+        )
     return last
 
 

@@ -74,7 +74,7 @@ def test_a_baseline_that_no_method_beats_is_said(metric, value, word):
     entries = {"jobs-1": {"baselines": [one, one | {"value": 70.0, "name": "other"}], "on": ", on 40 rows"}}
     (line,) = above_all(summary, entries)
     rows = f"{value:.1f} ({value - 5:.1f} to {value + 5:.1f} over rows)"
-    assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: no method's median is {word}"
+    assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: no median above is {word}"
     assert not above_all(summary.assign(median=90.0 if word == "higher" else 10.0), entries)
 
 
@@ -186,6 +186,22 @@ def test_test_rows_are_scored_at_the_best_epoch_and_choose_nothing(own, model_di
     assert "the test rows of tested-" in capsys.readouterr().err
 
 
+def test_runs_before_the_test_rows_had_labels_are_counted(own, tmp_path, capsys):
+    write(tmp_path / "data", 40, 30)
+    test = tmp_path / "data" / "test.csv"
+    write_csv(test, learnable(20, 3), ("text", "other"))
+    words = [*own, f"task={write_task(tmp_path / 'data', 'late', test='test.csv')}"]
+    assert main([*words, "method=lora", "seed=1"]) == main([*words, "method=bitfit", "seed=1"]) == 0
+    write_csv(test, learnable(20, 3))
+    assert main([*words, "method=lora", "seed=1"]) == 0
+    assert "1 finished run did not score the test rows, which had no labels then: " in capsys.readouterr().err
+    assert main([*words, "method=lora", "seed=1,2"]) == 0
+    report = build_report("own", [f"runtime.results={tmp_path / 'results'}"])
+    (table,) = (table for table in report.tables if table.name == "test_own")
+    assert table.cells[["Method", "Runs"]].values.tolist() == [["BitFit", "0 of 1"], ["LoRA (qv, r8)", "1 of 2"]]
+    assert table.cells["Test"].tolist()[0] == "-" != table.cells["Test"].tolist()[1]
+
+
 def test_a_launch_ends_with_them(own, tmp_path, capsys, monkeypatch):
     path, results = write(tmp_path / "data", 80, 60), tmp_path / "results"
     assert main([*own, f"task={path}", "method=full,lora", "seed=1,2,3"]) == 0
@@ -239,7 +255,9 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys, monkeypatch):
     (problem,) = classes()[0].problems
     assert f"lacks 1 of the runs of {task}: rebuild it with " in problem
     _, _, _, *command = shlex.split(problem.partition("rebuild it with ")[2])  # python -m lora
-    assert main(["report", "own", f"runtime.results={results}"]) == 1 and main([*command, "seed=3"]) == 0
+    assert main(["report", "own", f"runtime.results={results}"]) == 1
+    assert main(["report", "own", f"runtime.results={results}", "method=full"]) == 1, "a selection says it too"
+    assert main([*command, "seed=3"]) == 0
     report, counts, _ = classes()
     assert counts[task, "Full fine-tuning"] == 4 and len(counts) == 4 and not report.problems
     content = read_object(results / "analysis" / OWN_ROWS)
