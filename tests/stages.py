@@ -1,7 +1,7 @@
 """`make test`: the suite in stages. A stage that cannot run reports why; REQUIRE_ALL_STAGES=1 makes that a failure.
 
-The first stage runs alone, with live output. The others wait for clusters and a browser more than they compute, so
-they run at once. The output of each is shown when it has ended.
+The first stage has live output. The others run beside it, two at once: they wait for clusters and a browser more than
+they compute. The output of each is shown when it has ended.
 """
 
 import os
@@ -38,6 +38,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 IN_TWO = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 # Two clusters, whose tests mostly wait.
 TWO_CLUSTERS = ("-n", "2", "--dist", "worksteal")
+AT_ONCE = 3  # stages: more than the cores, since all but the first mostly wait
 MARKS = ("alone", "browser", 'cluster("slurm")', 'cluster("ray")')
 
 
@@ -50,10 +51,10 @@ def marked(*marks: str) -> list[str]:
 
 STAGES = (  # the first names no file, so ARGS can narrow it
     Stage("unit", (*IN_TWO, *(f"--ignore={path}" for path in marked(*MARKS)))),
-    Stage("long", (*marked("alone"),)),
-    Stage("report", (*marked("browser"),), without(*BROWSERS)),
     Stage("slurm", (*TWO_CLUSTERS, *marked('cluster("slurm")')), without("sbatch")),
     Stage("ray", (*marked('cluster("ray")'),), lambda: None if find_spec("ray") else "no ray"),
+    Stage("long", (*marked("alone"),)),
+    Stage("report", (*marked("browser"),), without(*BROWSERS)),
 )
 
 
@@ -85,9 +86,8 @@ def main(stages: Sequence[Stage], extra: Sequence[str], require_all: bool) -> in
     """
     reasons = {stage: stage.absent() for stage in stages}
     present = [stage for stage, reason in reasons.items() if reason is None]
-    with ThreadPoolExecutor(len(stages)) as pool:
-        first = [run_stage(stage, extra, shown=True) for stage in present[:1]]
-        ended = first + list(pool.map(lambda stage: run_stage(stage, extra, shown=False), present[1:]))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        ended = list(pool.map(lambda stage: run_stage(stage, extra, shown=stage is present[0]), present))
     missing = [f"not run: {stage.name} ({reason})" for stage, reason in reasons.items() if reason is not None]
     print(*missing, *(line for _, line in ended), sep="\n", flush=True)
     allowed = {0, NONE_SELECTED} if extra else {0}
