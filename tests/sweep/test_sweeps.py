@@ -37,12 +37,13 @@ def test_a_storm(tiny_overrides, tmp_path):
         """Kill the next victim, once a worker trains."""
         checkpoints = {path.stem for path in (folder / "outputs" / "checkpoints").glob("[!.]*")}
         workers = [pid for run_id, pid in sorted(owners(folder).items()) if run_id in checkpoints or len(victims) % 2]
-        with contextlib.suppress(psutil.NoSuchProcess):  # the launcher has just ended, and its workers have not
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # the launcher or the victim has just ended
             children = [one for one in psutil.Process(process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
             servers = [one.pid for one in children if "forkserver" in " ".join(one.cmdline())]
             found = {"worker": workers, "server": servers}.get(victims[-1], [process.pid])
             if workers and found:
-                (os.killpg if victims.pop() == "all" else os.kill)(source.choice(found), signal.SIGKILL)
+                (os.killpg if victims[-1] == "all" else os.kill)(source.choice(found), signal.SIGKILL)
+                victims.pop()
 
     ended = None
     while ended != 0:
