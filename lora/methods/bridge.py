@@ -110,11 +110,20 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
                 raise UserError(f"PEFT does not take method.options.{key}={value}: {' '.join(warning.split())}")
     for layer in layers_of(model).values():
         layer.train(layer.get_base_layer().training)  # a new module would apply dropout in eval mode
+        if model.config.model_type == "deberta-v2" and isinstance(layer.get_base_layer(), nn.Linear):
+            layer.register_forward_hook(in_autocast_dtype)
     object.__setattr__(model, "tuner", tuner)  # no child: the tuner holds the model
     model.register_load_state_dict_pre_hook(refuse_merged)  # unmerging would take out what was loaded
     # A cast to another dtype makes AdaLoRA's numbers of ranks new parameters, which would train: they lack the prefix.
     names = [name for name, _ in trainable(model) if tuner.prefix in name and not is_head(model, name)]
     return train_only(model, names)
+
+
+def in_autocast_dtype(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """The output in the dtype that autocast gives a linear layer. Some of PEFT's, such as VeRA's, return float32, whose
+    lowest value DeBERTa would then write into scores in bfloat16, which do not have it."""
+    device = output.device.type
+    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
 
 def tuner_config(name: str) -> type:

@@ -182,8 +182,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def analyse_own(profile: str, words: Sequence[str]) -> bool:
-    """Compute what needs the rows of a launch's own tasks, for all of their runs, where it has the rows. Returns: Whether
-    that was possible."""
+    """Compute what needs the rows of a launch's own tasks, for all of their runs, if it has them. Returns: Whether that
+    was possible."""
     print("computing baselines, errors and intervals over the dev rows ...", file=sys.stderr, flush=True)
     try:
         report = build_report(profile, [word for word in words if word.startswith((*PLACES, "task="))])

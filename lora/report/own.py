@@ -8,6 +8,7 @@ import pandas as pd
 
 from lora.data.metrics import better
 from lora.data.tasks import Task
+from lora.files import rounded
 from lora.report.figures import Figure, figure
 from lora.report.runs import row_names, task_labels
 from lora.report.tables import trainable_cell
@@ -43,7 +44,7 @@ def above_all(summary: pd.DataFrame, entries: Entries) -> list[str]:
         if len(scored) and entry["baselines"]:
             sign = better(scored["metric"].iloc[0])
             first = max(entry["baselines"], key=lambda one: sign * one["value"])
-            if sign * first["value"] >= (sign * scored["median"]).max():
+            if sign * first["value"] >= (sign * scored["median"].map(rounded)).max():  # as rows.json has its own
                 shown = f"{first['name']}{entry['on']}, {task}: {first['value']:.1f} ({over_rows(first)})"
                 lines.append(f"{shown}: no median above is {'higher' if sign > 0 else 'lower'}")
     return lines

@@ -37,7 +37,7 @@ LEAST_VALUES = 3  # with fewer, every value is at an edge
 
 
 def main(given: argparse.Namespace) -> None:
-    """Train the missing runs of the grids, and write the rates. Exit codes: those of a sweep.
+    """Train the missing runs of the grids, and write the rates of the complete ones. Exit codes: those of a sweep.
 
     Raises: UnfinishedError: If runs are missing, failed without diverging, or no rate of a grid has a score.
     """
@@ -55,12 +55,16 @@ def main(given: argparse.Namespace) -> None:
     planned = [expand_blocks(profile, {TUNING: [axes]}, None, tasks, "kept") for _, axes in grids]  # MNLI runs included
     every = {run.run_id: run for runs in planned for run in runs}
     now, unfinished = launch_runs(settings, list(every.values()), arguments)
-    if now.missing or not all(DIVERGED in str(record.error) for record in now.failed.values()):
+    broken = {run.run_id for run in now.missing}
+    broken |= {run_id for run_id, record in now.failed.items() if DIVERGED not in str(record.error)}
+    if broken.issuperset(every):
         raise UnfinishedError(unfinished)
     print("learning rates, and the mean score over seeds of the best epoch on dev (-: diverged, collapsed or no score)")
     rates = []
-    without = []
+    without = [unfinished] if broken else []
     for (first, axes), runs in zip(grids, planned, strict=True):
+        if not broken.isdisjoint(run.run_id for run in runs):
+            continue
         of_task = [run for run in runs if run.task.name == first.task]
         tried = scores(of_task, now.ok, Path(settings.runtime.results))
         best, outcome = best_rate(tried, of_task[0].task.metric)

@@ -445,6 +445,16 @@ def test_what_trains_in_half_precision_is_what_trains_in_float32(kind):
             torch.testing.assert_close(logits(other, "bert").float(), logits(model, "bert").float(), rtol=0, atol=0.05)
 
 
+@pytest.mark.filterwarnings("ignore")  # of PEFT
+@pytest.mark.parametrize("kind", sorted({*TYPES} - {"ln_tuning"}))
+def test_deberta_computes_in_bfloat16_under_autocast(kind):
+    model = trained(kind, "deberta-v2")
+    exact = logits(model, "deberta-v2")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = logits(model, "deberta-v2")
+    torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.1)
+
+
 @pytest.mark.parametrize("kind", ["vera", "ln_tuning"])  # the second exchanges modules where it merges
 def test_a_merged_model_in_another_dtype_is_unmerged_in_it_and_takes_no_state_dict(kind):
     model, plain = trained(kind, "bert"), trained(kind, "bert")

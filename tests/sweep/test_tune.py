@@ -11,6 +11,7 @@ import numpy as np
 import own_tasks
 import pytest
 import yaml
+from cells import record
 from commands import lora
 from synthetic import keep_predictions, synthetic_record
 
@@ -170,6 +171,19 @@ def test_collapsed_runs_win_nothing_and_the_lowest_rate_wins_a_tie(tmp_path, mon
     assert tune(collapsed, monkeypatch, {0.001: None, 0.004: None, 0.008: None}) == 1
     kept = f"no rate: all runs diverged or collapsed; .*; 0.002, chosen earlier, stays in {collapsed}"
     assert re.search(kept, capsys.readouterr().err)
+
+
+def test_a_method_that_fails_leaves_the_others_their_rates(tmp_path, monkeypatch, capsys):
+    values = {0.001: 0.2, 0.002: 0.3, 0.003: 0.2}
+    asked = ["task=ratings", f"runtime.results={tmp_path}", "train.lr=0.001,0.002,0.003"]
+    for run in select_runs("mini", [*asked, "method=bitfit", "seed=0", "rates=null", "experiment=null"]):
+        write_record(tmp_path, record(run.run_id, status="failed", error="it broke"))
+    assert tune(tmp_path, monkeypatch, values) == 0
+    (tmp_path / "rates.yaml").unlink()
+    assert main(["tune", "profile=mini", *asked, "method=bitfit,lora"]) == 1
+    assert "bitfit" in (error := capsys.readouterr().err) and "it broke" in error
+    (chosen,) = read_rates(tmp_path / "rates.yaml")
+    assert chosen.lr == 0.002 and "lora" in chosen.key
 
 
 def test_every_method_has_a_grid_of_one_size_around_its_row_on_seed_0():
