@@ -120,8 +120,8 @@ def apply(model: nn.Module, config: PeftConfig, seed: int) -> tuple[str, ...]:
 
 
 def in_autocast_dtype(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """The output in the dtype that autocast gives a linear layer. Some of PEFT's, such as VeRA's, return float32, whose
-    lowest value DeBERTa would then write into scores in bfloat16, which do not have it."""
+    """A layer's output in the dtype that autocast gives a linear layer. Some of PEFT's layers, such as VeRA's, return
+    float32. DeBERTa masks its scores, in bfloat16, with the lowest value of the query's dtype: float32's overflows."""
     device = output.device.type
     return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 

@@ -44,9 +44,9 @@ def above_all(summary: pd.DataFrame, entries: Entries) -> list[str]:
         if len(scored) and entry["baselines"]:
             sign = better(scored["metric"].iloc[0])
             first = max(entry["baselines"], key=lambda one: sign * one["value"])
-            if sign * first["value"] >= (sign * scored["median"].map(rounded)).max():  # as rows.json has its own
+            if sign * first["value"] >= (sign * scored["median"].map(rounded)).max():  # as a baseline is stored
                 shown = f"{first['name']}{entry['on']}, {task}: {first['value']:.1f} ({over_rows(first)})"
-                lines.append(f"{shown}: no median above is {'higher' if sign > 0 else 'lower'}")
+                lines.append(f"{shown}: no median in the table is {'higher' if sign > 0 else 'lower'}")
     return lines
 
 
@@ -77,15 +77,16 @@ def test_table(runs: pd.DataFrame) -> pd.DataFrame:
     titles = task_labels(runs)
     runs = runs.assign(label=row_names(runs, ["model", "protocol"]))
     keys = ["task", *(["size"] if "size" in runs else []), "label"]
-    scored = runs.dropna(subset="test_rows")
-    runs = runs[runs["task"].isin(scored["task"])].dropna(subset="device")
+    test_rows = runs.groupby("task")["test_rows"].first().dropna()
+    runs = runs[runs["task"].isin(test_rows.index)].dropna(subset="device")
     for (task, *size, label), of_method in runs.groupby(keys, sort="size" in runs):
-        count, of_method = len(of_method), of_method[of_method["run_id"].isin(scored["run_id"])]
+        scored = of_method.dropna(subset="test_rows")
+        count = f"{len(scored)}" if len(scored) == len(of_method) else f"{len(scored)} of {len(of_method)}"
         line = {"Task": titles[task], "Method": label}
         line |= {"Train rows": Value(size[0], f"{size[0]:,}")} if size else {}
-        line |= {"Runs": Value(len(of_method), f"{len(of_method)}{f' of {count}' if len(of_method) < count else ''}")}
-        line |= {"Test rows": int(scored.loc[scored["task"] == task, "test_rows"].iloc[0])}
-        for title, scores in (("Dev", 100 * of_method["best"]), ("Test", 100 * of_method["test"])):
+        line |= {"Runs": Value(len(scored), count)}
+        line |= {"Test rows": int(test_rows[task])}
+        for title, scores in (("Dev", 100 * scored["best"]), ("Test", 100 * scored["test"])):
             spread = f" ±{scores.std():.1f}" if len(scores) > 1 else ""
             mean = scores.mean(skipna=False)
             line |= {title: "-" if pd.isna(mean) else Value(mean, f"{mean:.1f}{spread}")}

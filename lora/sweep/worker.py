@@ -251,7 +251,8 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     last, asked = None, {}  # configurations by task
     rows: dict[tuple[Any, ...], str | None] = {}  # by task, part of the train rows and draw, or by task and split
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
-    known, unscored = {run.run_id for run in runs}, []
+    known = {run.run_id for run in runs}
+    unscored = []
     for run in sorted(runs, key=lambda run: run.run_id not in todo):
         config, model = run.config, run.config.model
         part = (config.task, config.data.train_rows, config.rows["draw"])

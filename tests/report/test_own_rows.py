@@ -74,8 +74,8 @@ def test_a_baseline_that_no_method_beats_is_said(metric, value, word):
     entries = {"jobs-1": {"baselines": [one, one | {"value": 70.0, "name": "other"}], "on": ", on 40 rows"}}
     (line,) = above_all(summary, entries)
     rows = f"{value:.1f} ({value - 5:.1f} to {value + 5:.1f} over rows)"
-    assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: no median above is {word}"
-    third = {"jobs-1": {"baselines": [one | {"value": 33.3333}], "on": ""}}  # as rows.json has a third
+    assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: no median in the table is {word}"
+    third = {"jobs-1": {"baselines": [one | {"value": 33.3333}], "on": ""}}  # a third, as it is stored
     assert above_all(summary.assign(median=100 / 3), third), "a tie"
     assert not above_all(summary.assign(median=90.0 if word == "higher" else 10.0), entries)
 
