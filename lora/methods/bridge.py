@@ -192,7 +192,8 @@ def modules_of(model: nn.Module, targets: Sequence[str], among: Sequence[str]) -
     for name in in_order(names):
         part = slice_of(name)
         if part is not None and sum(module_of(other) == part.module for other in names) < part.count:
-            raise UserError(f"PEFT adapts layers as a whole, and {name} is one of {part.count} slices: name them all")
+            rule = f"{name} is one of {part.count} slices: name them all in method.targets"
+            raise UserError(f"PEFT adapts layers as a whole, and {rule}")
     return sorted({*map(module_of, names)})
 
 

@@ -140,7 +140,7 @@ def build_report(name: str, overrides: Sequence[str] = (), results: Path | None 
         tables += TABLES[section.experiment.name](section)
         cells.append(section.summary.assign(experiment=section.experiment.name))
         if section.kind == "own" and section.experiment.is_main:
-            lines += answers(section.pairs, analyses, origins_of(section.runs, gathered.rates))
+            lines += answers(section.pairs, analyses, origins_of(section.runs, gathered.rates), section.runs)
             lines += above_all(section.summary, section.own_rows)
         if section.experiment.name == ROWS:
             lines += size_sentences(section.runs, origins_of(section.runs, gathered.rates))

@@ -28,7 +28,7 @@ from lora.report.runs import (
     with_labels,
     with_records,
 )
-from lora.report.tables import rates_text, score, seeds, trainable_cell
+from lora.report.tables import collapsed_among, rates_text, score, seeds, trainable_cell
 from lora.table import Cell, Table, Value, number
 
 
@@ -63,14 +63,17 @@ def pairs_table(pairs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str]) -> list[str]:
+def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str], runs: pd.DataFrame) -> list[str]:
     """`LoRA (qv, r8) - Full fine-tuning, my_task: -4.4 (-14.9 to +6.0), n = 3: undecided; ...`, a line per pair and
     task.
 
     A method is higher or lower if all of the 95% interval over seeds is above or below 0, and not on fewer than
     `ENOUGH_SEEDS` pairs, as for the paper's claims; `on these dev rows` if the interval for other rows includes 0. A
-    method is judged against another only if both rates were chosen alike. `origins`: as of
-    `lora.report.rates.origins_of`.
+    method is judged against another only if both rates were chosen alike.
+
+    Args:
+        origins: As of `lora.report.rates.origins_of`.
+        runs: Those that are compared, and perhaps others.
     """
     lines = []
     for row in pairs.dropna(subset=["mean"]).itertuples():
@@ -84,11 +87,12 @@ def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str])
                 rows = analyses.own_rows.get(row.task, {}).get("rows")
                 word += stats.ON_ROWS + (rows_text(rows_needed(row, analyses, rows[1])) if rows else "")
         else:
-            word += stats.few_text(row.n) + stats.needed_text(row.needed, "tell them apart")
+            word += stats.few_text(stats.interval_of(row)) + stats.needed_text(row.needed, "tell them apart")
         about = LOWER if row.place.endswith(f"{LOWER})") else ""
         about += f", {row.model}" if pairs["model"].nunique() > 1 else ""
         both = "" if pd.isna(low) else f", for other seeds and rows {stats.ends(low, high)}"
         value = f"{stats.interval_of(row).shown}{both}, n = {row.n}"
+        word += collapsed_among(runs[runs["run_id"].isin([run_id for pair in row.runs for run_id in pair])])
         lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}: {word}")
     return lines
 

@@ -15,6 +15,7 @@ from lora.table import Cell, Value
 
 ESCAPES = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"})
 NONE = "--"
+RULE = "% bold: the best of a task, and what is worse by at most one standard deviation of the best\n"
 
 
 def latex_files(report: Report) -> dict[str, str]:
@@ -66,7 +67,7 @@ def latex(values: pd.DataFrame, cells: pd.DataFrame) -> str:
     lines = pd.DataFrame(
         {escape(name): [cell_latex(cell, (i, name) in bold) for i, cell in enumerate(shown[name])] for name in shown}
     )
-    return lines.to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines.columns) - 1))
+    return RULE + lines.to_latex(index=False, escape=False, column_format="l" + "r" * (len(lines.columns) - 1))
 
 
 def cell_latex(cell: Cell, is_bold: bool) -> str:

@@ -183,9 +183,11 @@ def direction(difference: Interval) -> str:
     return "higher" if difference.low > 0 else "lower"
 
 
-def few_text(count: int) -> str:
-    """A part of a sentence about fewer pairs than a verdict needs; empty for enough."""
-    return f"; a verdict needs at least {ENOUGH_SEEDS} seeds" if count < ENOUGH_SEEDS else ""
+def few_text(difference: Interval) -> str:
+    """A part of a sentence about fewer pairs than a verdict needs, or pairs without spread; empty for enough."""
+    if difference.n < ENOUGH_SEEDS:
+        return f"; a verdict needs at least {ENOUGH_SEEDS} seeds"
+    return "; the same on every seed, which gives no interval" if math.isnan(difference.low) else ""
 
 
 def mean_p(

@@ -28,6 +28,12 @@ def collapsed_text(collapsed: int, n: int) -> str:
     return f"{collapsed} of {n} collapsed" if collapsed else ""
 
 
+def collapsed_among(runs: pd.DataFrame) -> str:
+    """The end of a sentence about runs."""
+    count = int(runs["collapsed"].sum())
+    return f" ({count} of {len(runs)} runs collapsed)" if count else ""
+
+
 def table2(summary: pd.DataFrame) -> pd.DataFrame:
     """Table 2: methods by tasks, with trainable parameters, seeds and the average over tasks: the plain mean of their
     medians, as in the paper; `-` if a task is missing."""

@@ -4,6 +4,7 @@ A seed's draws are nested and shared by all methods, so the rows' gain and two m
 seed. The interval over seeds holds the draw of the train rows too, except on all rows, where nothing is drawn.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from lora.data.metrics import LOWER, better
 from lora.report.figures import Figure, bands, figure
 from lora.report.runs import row_names, summarise, task_labels, task_title
 from lora.report.stats import DIGITS, Interval, all_pairs, direction, few_text, interval_of, mean_interval, needed_text
-from lora.report.tables import score
+from lora.report.tables import collapsed_among, score
 from lora.table import Cell, Value
 
 
@@ -74,13 +75,14 @@ def size_sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
         metric = of_task["metric"].iloc[0]
         about = LOWER if metric.endswith(LOWER) else ""
         for label, of_method in of_task.groupby("label", sort=False) if len(sizes) > 1 else ():
-            few, many = sizes[-2:]
+            many = sizes[-1]
+            few = min(sizes[:-1], key=lambda size: abs(math.log(2 * size / many)))  # other sizes may lie between
             added = gain(of_method, few, many)
             of_both = of_method[of_method["size"].isin((few, many))]
             if added.n:
                 what = f"{label}, {task_title(task)}{about}: {many:,} train rows instead of {few:,} change the score by"
                 word = unlike(of_both, {i: origin.partition(AT)[0] for i, origin in origins.items()})
-                word = word or f"{direction(added)}{few_text(added.n)}"
+                word = word or f"{direction(added)}{few_text(added)}"
                 lines.append(f"{what} {added.shown}, n = {added.n}: {word}{collapsed_among(of_both)}")
         for size in dict.fromkeys((sizes[0], sizes[-1])):
             of_size = of_task[of_task["size"] == size]
@@ -93,11 +95,6 @@ def gain(runs: pd.DataFrame, few: int, many: int) -> Interval:
     """The score of a method on many train rows minus that on few, in pairs of one seed."""
     scores = 100 * runs.pivot(index="seed", columns="size", values="best").reindex(columns=[few, many]).astype(float)
     return mean_interval((scores[many] - scores[few]).dropna().round(DIGITS).to_numpy())
-
-
-def collapsed_among(runs: pd.DataFrame) -> str:
-    count = int(runs["collapsed"].sum())
-    return f" ({count} of {len(runs)} runs collapsed)" if count else ""
 
 
 def unlike(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
@@ -127,6 +124,6 @@ def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
     words = [direction(interval_of(row)) for row in pairs.itertuples()]
     if all(word == ("higher" if sign > 0 else "lower") for word in words):
         return f"{best} is ahead: {shown}; n = {n}{collapsed}"
-    needed = needed_text(float(pairs["needed"].max()), "tell them apart")
-    few = few_text(n) or needed
+    few = next(filter(None, (few_text(interval_of(row)) for row in pairs.itertuples())), "")
+    few = few or needed_text(float(pairs["needed"].max()), "tell them apart")
     return f"undecided: {best} has the best mean, {shown}; n = {n}{few}{collapsed}"

@@ -49,7 +49,7 @@ def main(given: argparse.Namespace) -> None:
     path = rates_path(settings.rates)
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
-    earlier = {(*one.key, one.train_rows): one.lr for one in read_rates(path)}
+    earlier = {(*one.key, one.train_rows): one for one in read_rates(path)}
     grids = rate_grids(profile, asked, {key[:-1] for key in earlier if key[-1] is None})
     tasks = own_tasks(settings_of(asked))
     planned = [expand_blocks(profile, {TUNING: [axes]}, None, tasks, "kept") for _, axes in grids]  # MNLI runs included
@@ -74,10 +74,12 @@ def main(given: argparse.Namespace) -> None:
         key = (*place, rows)
         line = f"{name} on {f'{rows} rows of ' if rows else ''}{first.task}: {outcome}"
         if best is None:
-            without.append(line + (f"; {earlier[key]:g}, chosen earlier, stays in {path}" if key in earlier else ""))
+            without.append(line + (f"; {earlier[key].lr:g}, chosen earlier, stays in {path}" if key in earlier else ""))
             continue
-        if key in earlier and earlier[key] != best:
-            line += f"; replaces {earlier[key]:g}, chosen earlier"
+        before = earlier.get(key)
+        if before is not None and before.lr != best:
+            score = shown(before.tried[before.lr])
+            line += f"; replaces {before.lr:g}, chosen earlier of {len(before.tried)} values with {score}"
         print(line)
         stated = stated_text(of_task[0].stated, asked)
         rates.append(Rate(*place, best, tuple(map(int, axes["seed"])), tried, rows, stated))
@@ -159,6 +161,10 @@ def scores(runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Pat
     return {rate: None if None in of_rate else sum(of_rate) / len(of_rate) for rate, of_rate in values.items()}
 
 
+def shown(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"
+
+
 def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float | None, str]:
     """The rate with the best score, the lowest on a tie, None if no rate has a score; and the scores in words.
 
@@ -166,7 +172,7 @@ def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float |
         tried: In ascending order.
     """
     known = {rate: score for rate, score in tried.items() if score is not None}
-    texts = ", ".join(f"{rate:g} {f'{100 * known[rate]:.1f}' if rate in known else '-'}" for rate in tried)
+    texts = ", ".join(f"{rate:g} {shown(score)}" for rate, score in tried.items())
     if not known:
         ways = "try other rates (train.lr=A,B,C) or more epochs (train.epochs=N)"
         return None, f"{texts}; no rate: all runs diverged or collapsed; {ways}"

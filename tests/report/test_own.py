@@ -192,12 +192,13 @@ def pairs_of(**scores) -> pd.DataFrame:
     return all_pairs(groups).assign(model="minilm", place="RTE")
 
 
+NONE_COLLAPSED = pd.DataFrame({"run_id": ["A0"], "collapsed": [0]})
 CLEAR = {"A": [0.5, 0.51, 0.5, 0.52, 0.5], "B": [0.6, 0.6, 0.61, 0.6, 0.6]}
 
 
 def test_an_undecided_answer_says_how_many_seeds_would_tell():
     values = np.array([3.0, -2.0, 1.0])
-    (line,) = answers(pairs_of(A=[0.5] * 3, B=0.5 + values / 100), Analyses(), {})
+    (line,) = answers(pairs_of(A=[0.5] * 3, B=0.5 + values / 100), Analyses(), {}, NONE_COLLAPSED)
     mean, std = values.mean(), values.std(ddof=1)
 
     def power(n):
@@ -205,6 +206,14 @@ def test_an_undecided_answer_says_how_many_seeds_would_tell():
 
     n = next(n for n in range(5, 300) if power(n) >= 0.8)
     assert line.startswith("B - A, RTE: +0.7 (") and f"about {n} seeds" in line and "at least 5 seeds" in line
+
+
+def test_an_answer_names_collapsed_runs_and_equal_differences():
+    half = pd.DataFrame({"run_id": [f"{name}{seed}" for name in "ABC" for seed in range(6)], "collapsed": [1, 0] * 9})
+    (line,) = answers(pairs_of(**CLEAR), Analyses(), {}, half)
+    assert line.endswith("n = 5: higher (6 of 10 runs collapsed)")
+    (line,) = answers(pairs_of(A=[0.5] * 5, B=[0.5] * 5), Analyses(), {}, NONE_COLLAPSED)
+    assert line.endswith("undecided; the same on every seed, which gives no interval")
 
 
 def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_answer():
@@ -218,7 +227,7 @@ def test_intervals_for_other_rows_are_those_of_the_same_runs_and_qualify_the_ans
         ends = {"examples_low": low, "examples_high": 12.0, "both_low": low, "both_high": 12.0}
         found = Analyses({comparison_key(runs, "best"): ends})
         assert pairs_table(pairs, found)["... over both"].map(str).tolist() == [shown]
-        (line,) = answers(pairs, found, {})
+        (line,) = answers(pairs, found, {}, NONE_COLLAPSED)
         assert line.endswith(f"n = 5: {word}")
 
 
@@ -231,7 +240,7 @@ def test_methods_are_judged_only_if_their_rates_were_chosen_alike():
         ("tuned, of 7 values", "tuned, of 3 values", f"{refused} alike: tuned, of 3 values and tuned, of 7 values"),
     ):
         origins = {f"{name}{seed}": origin for name, origin in (("A", of_a), ("B", of_b)) for seed in range(5)}
-        (line,) = answers(pairs_of(**CLEAR), Analyses(), origins)
+        (line,) = answers(pairs_of(**CLEAR), Analyses(), origins, NONE_COLLAPSED)
         assert line.endswith(f"n = 5: {word}")
 
 

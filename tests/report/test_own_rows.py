@@ -85,6 +85,8 @@ def test_an_accuracy_has_the_binomial_interval():
     found = metric_of("accuracy", np.where(np.arange(100) < 80, true, 1 - true), true)
     half = 1.959964 * 100 * np.sqrt(0.8 * 0.2 / 99)
     assert [found[key] for key in ("value", "low", "high")] == pytest.approx([80, 80 - half, 80 + half])
+    near = metric_of("accuracy", np.where(np.arange(100) < 98, true, 1 - true), true)
+    assert near["low"] < 98 and near["high"] == 100, "no accuracy is higher"
 
 
 def test_classes_are_scored_as_scikit_learn_does(task):

@@ -183,8 +183,8 @@ def test_a_gain_between_rates_that_were_tuned_unlike_is_not_judged(asked, tmp_pa
         assert f"n = 5: {word}" in line
 
 
-def test_a_metric_of_which_less_is_better_is_named(asked, tmp_path):
-    populate(tmp_path / "results", "own", [*asked, "method=lora"], score)
+def test_a_doubling_is_one_beside_other_sizes_and_a_metric_of_which_less_is_better_is_named(asked, tmp_path):
+    populate(tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=225,450,600,null"], score)
     gathered = gather("own", asked[1:2])
     runs = with_sizes(gathered.runs.assign(metric=f"loss{LOWER}"))
     (line,) = size_sentences(runs, {})

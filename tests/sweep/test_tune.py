@@ -171,6 +171,8 @@ def test_collapsed_runs_win_nothing_and_the_lowest_rate_wins_a_tie(tmp_path, mon
     assert tune(collapsed, monkeypatch, {0.001: None, 0.004: None, 0.008: None}) == 1
     kept = f"no rate: all runs diverged or collapsed; .*; 0.002, chosen earlier, stays in {collapsed}"
     assert re.search(kept, capsys.readouterr().err)
+    assert tune(tied, monkeypatch, {0.004: 0.1, 0.005: 0.2, 0.006: 0.1, 0.007: 0.1}) == 0
+    assert "takes 0.005; replaces 0.002, chosen earlier of 3 values with 30.0" in capsys.readouterr().out
 
 
 def test_a_method_that_fails_leaves_the_others_their_rates(tmp_path, monkeypatch, capsys):

@@ -86,7 +86,8 @@ def metric_of(metric: str, predicted: np.ndarray, true: np.ndarray) -> dict[str,
     value = 100 * (compute((metric,), predicted, true)[metric] or 0.0)
     spread = pseudo_values(metric, predicted, true).std(ddof=1) / math.sqrt(len(true))
     half = -special.ndtri((1 - LEVEL) / 2) * spread
-    return {"value": value, "low": value - half, "high": value + half}
+    lowest = -100.0 if metric in ("matthews", "pearson", "spearman") else 0.0
+    return {"value": value, "low": max(lowest, value - half), "high": min(100.0, value + half)}
 
 
 def by_class(task: Task, true: np.ndarray, predictions: Predictions) -> list[dict[str, Any]]:
