@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora.errors import UserError
-from lora.files import read_object
-from lora.records.record import RunRecord
+from lora.files import exclusive, read_object, write_atomically
+from lora.records.record import RunRecord, load_records
 
 Compared = tuple[frozenset[tuple[str, ...]], str]  # pairs of run_ids, and the score: a column of `lora.report.runs`
 EXAMPLES, SUBSPACES, SWAP, SUBTRACTION = "examples.json", "subspaces.json", "swap.json", "subtraction.json"
@@ -93,20 +93,28 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord], command: Calla
     return Analyses(examples, subspaces, subtraction, own_rows, checks, tuple(problems))
 
 
-def still_current(earlier: Mapping[str, Any], file: str, records: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
-    """The entries of an earlier analysis that stay beside new ones: a report may be of a selection, or of other tasks.
-    None, if one of its records has changed; those of an older version go.
+def add_entries(path: Path, new: Iterable[Mapping[str, Any]], key_of: Callable[[Mapping[str, Any]], Any]) -> None:
+    """Add entries to an analysis file. Each replaces an earlier one of its key. The others stay, since a report may be
+    of a selection or of other tasks, but for those of an older version and of records that have changed."""
+    of_record, _, key = ANALYSIS_FILES[path.name]
+    with exclusive(path.with_suffix(".lock")):  # another launch may add those of its task
+        earlier = read_object(path) if path.exists() else {"entries": [], "made_from": {}}
+        finished = (record for record in load_records(path.parent.parent)[0] if record.status == "ok")
+        made = {record.run_id: getattr(record, of_record) for record in finished}
+        current = {run_id for run_id, digest in earlier["made_from"].items() if made.get(run_id) == digest}
+        kept = [entry for entry in earlier["entries"] if key in entry and run_ids_of(entry) <= current]
+        entries = {key_of(entry): entry for entry in (*kept, *new) if run_ids_of(entry) <= made.keys()}
+        made_from = {run_id: made[run_id] for entry in entries.values() for run_id in run_ids_of(entry)}
+        write_atomically(path, analysis_json(made_from, [*entries.values()]))
 
-    Args:
-        records: All finished runs of the profile.
-    """
-    of_record, _, key = ANALYSIS_FILES[file]
-    made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
-    same = earlier["made_from"].items() <= made.items()
-    return [entry for entry in earlier["entries"] if same and key in entry]
+
+def run_ids_of(entry: Mapping[str, Any]) -> set[str]:
+    """The runs of an entry of `EXAMPLES` or `OWN_ROWS`."""
+    groups = entry["pairs"] if "pairs" in entry else entry["runs"].values()
+    return {run_id for group in groups for run_id in group}
 
 
-def analysis_json(made_from: Mapping[str, str], entries: list[dict[str, Any]]) -> bytes:
+def analysis_json(made_from: Mapping[str, str], entries: Sequence[Mapping[str, Any]]) -> bytes:
     """The content of an analysis file.
 
     Args:

@@ -94,9 +94,10 @@ def read_more(gathered: Gathered) -> tuple[pd.DataFrame, Analyses]:
     curves = load_curves(list(gathered.state.ok.values()))
     analyses = read_analyses(gathered.folder / "analysis", gathered.every_ok, gathered.command)
     older = []
-    if all(word.startswith((*PLACES, "task=")) for word in gathered.overrides):  # else a table lacks runs itself
-        for task, entry in analyses.own_rows.items():
-            if count := len(lacking(entry, gathered.own_runs)):
+    whole = all(word.startswith((*PLACES, "task=")) for word in gathered.overrides)  # else a table lacks runs itself
+    if whole and not any(OWN_ROWS in problem for problem in analyses.problems):
+        for task in gathered.own_runs["task"].unique():
+            if count := len(lacking(task, analyses.own_rows, gathered.own_runs)):
                 what = f"analysis/{OWN_ROWS} lacks {count} of the runs of {task}"
                 older.append(f"{what}: rebuild it with {gathered.command('analyse rows')}")
     return curves, replace(analyses, problems=(*analyses.problems, *older))

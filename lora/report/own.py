@@ -113,10 +113,10 @@ def classes_table(entries: Entries, labels: Mapping[str, tuple[str, ...]]) -> pd
     return pd.DataFrame(lines)
 
 
-def lacking(entry: Mapping[str, Any], runs: pd.DataFrame) -> set[str]:
+def lacking(task: str, entries: Entries, runs: pd.DataFrame) -> set[str]:
     """The run_ids of a task's trained runs that its analysis lacks."""
-    trained = runs.loc[runs["task"].eq(entry["task"]) & runs["device"].notna(), "run_id"]
-    return set(trained).difference(*entry["runs"].values())
+    trained = runs.loc[runs["task"].eq(task) & runs["device"].notna(), "run_id"]
+    return set(trained).difference(*entries.get(task, {"runs": {}})["runs"].values())
 
 
 def confusion_figure(entry: Mapping[str, Any], task: Task) -> Figure | None:

@@ -115,7 +115,8 @@ def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
     if scores.empty:
         return "not compared, because no seed has all methods"
     groups = {str(label): group for label, group in runs[runs["seed"].isin(scores.index)].groupby("label", sort=False)}
-    best = (sign * scores.astype(float)).mean().idxmax()
+    means = (sign * scores.astype(float)).mean()
+    best = means.idxmax()
     pairs = all_pairs(groups, sides=[(best, other) for other in groups if other != best])
     if len(pairs) < len(groups) - 1:
         return "not compared, because their epochs differ"
@@ -126,4 +127,6 @@ def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
         return f"{best} is ahead: {shown}; n = {n}{collapsed}"
     few = next(filter(None, (few_text(interval_of(row)) for row in pairs.itertuples())), "")
     few = few or needed_text(float(pairs["needed"].max()), "tell them apart")
-    return f"undecided: {best} has the best mean, {shown}; n = {n}{few}{collapsed}"
+    tied = means.index[means.eq(means.max())]
+    leads = f"{best} has the best mean" if len(tied) == 1 else f"{' and '.join(tied)} have the same mean"
+    return f"undecided: {leads}, {shown}; n = {n}{few}{collapsed}"

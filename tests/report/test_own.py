@@ -340,7 +340,9 @@ def test_without_a_plan_the_tasks_file_defines_its_runs(moods, capsys):
     (folder / "own" / "plan.json").unlink()
     command = ["report", "own", f"runtime.results={folder}/own"]
     assert main(command) == 2 and "not defined here: launch it with task=FILE" in capsys.readouterr().err
-    assert main([*command, asked[0]]) == 0 and "n = 5: higher" in capsys.readouterr().out
+    assert main([*command, asked[0]]) == 1
+    printed, error = capsys.readouterr()
+    assert "n = 5: higher" in printed and "lacks 10 of the runs of moods-" in printed + error
     assert "n = 5: higher" in (folder / "own" / "report.html").read_text()
 
 

@@ -172,6 +172,13 @@ def test_the_method_ahead_is_that_of_the_seeds_that_all_methods_have(asked, tmp_
     assert len(lines) == 2 and all("Full fine-tuning is ahead: +2.0 (" in line and "n = 5" in line for line in lines)
 
 
+def test_a_tie_has_no_best_mean(asked, tmp_path):
+    populate(tmp_path / "results", "own", [*asked, "method=full,lora", "data.train_rows=56"], lambda run: 0.5)
+    (line,) = build_report("own", asked[1:2]).answers
+    assert "undecided: Full fine-tuning and LoRA (qv, r8) have the same mean, +0.0 against LoRA" in line
+    assert "the same on every seed" in line
+
+
 def test_a_gain_between_rates_that_were_tuned_unlike_is_not_judged(asked, tmp_path):
     populate(tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=56,null"], score)
     runs = with_sizes(gather("own", asked[1:2]).runs)

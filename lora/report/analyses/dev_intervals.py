@@ -22,8 +22,8 @@ from scipy import special
 from lora.data.metrics import METRICS, compute
 from lora.data.read import read
 from lora.errors import UserError
-from lora.files import read_object, rounded, write_atomically
-from lora.records.analysis import EXAMPLES, Compared, analysis_json, comparison_key, still_current
+from lora.files import rounded
+from lora.records.analysis import EXAMPLES, Compared, add_entries, comparison_key
 from lora.records.predictions import dev_predictions
 from lora.records.record import RunRecord, load_curves
 from lora.report.build import Report, build_report
@@ -142,7 +142,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 def write_intervals(report: Report, labels: Mapping[str, np.ndarray]) -> int:
-    """Write the analysis, if the report has any comparisons. Other current ones stay (`still_current`).
+    """Write the analysis, if the report has any comparisons. Other current ones stay.
 
     Args:
         labels: As of `read_dev_labels`.
@@ -151,10 +151,6 @@ def write_intervals(report: Report, labels: Mapping[str, np.ndarray]) -> int:
     gathered, entries = report.gathered, compare(report, labels)
     if not entries:
         return 0
-    path, records = gathered.folder / "analysis" / EXAMPLES, gathered.every_ok
-    earlier = still_current(read_object(path), EXAMPLES, records) if path.exists() else []
-    kept = {comparison_key(one["pairs"], one["score"]): one for one in [*earlier, *entries]}
-    ids = {run_id for entry in kept.values() for pair in entry["pairs"] for run_id in pair}
-    made_from = {run_id: records[run_id].scored for run_id in ids}
-    write_atomically(path, analysis_json(made_from, [*kept.values()]))
+    path = gathered.folder / "analysis" / EXAMPLES
+    add_entries(path, entries, lambda entry: comparison_key(entry["pairs"], entry["score"]))
     return len(entries)

@@ -25,7 +25,7 @@ from lora.data.read import TaskData, read_for_run
 from lora.data.tasks import Task
 from lora.errors import UserError
 from lora.files import read_object, rounded, write_atomically
-from lora.records.analysis import ERRORS, OWN_ROWS, analysis_json, still_current
+from lora.records.analysis import ERRORS, OWN_ROWS, add_entries
 from lora.records.predictions import dev_predictions
 from lora.report.analyses.dev_intervals import check_metric, pseudo_values
 from lora.report.gather import Gathered, gather, run_here
@@ -155,8 +155,7 @@ def write_rows(gathered: Gathered) -> int:
     runs = gathered.own_runs.assign(label=row_names(gathered.own_runs, ["model", "protocol"]))
     entries = []
     path = gathered.folder / "analysis" / OWN_ROWS
-    earlier = read_object(path) if path.exists() else {"entries": [], "made_from": {}}
-    known = {entry["task"]: entry for entry in earlier["entries"]}
+    known = {entry["task"]: entry for entry in (read_object(path)["entries"] if path.exists() else ())}
     for name, of_task in runs.dropna(subset="device").groupby("task", sort=False):
         task = gathered.tasks[name]
         if task.is_definition_only:
@@ -188,14 +187,9 @@ def write_rows(gathered: Gathered) -> int:
         about = {"fingerprint": data.fingerprint, "baselines": compared, "on": on}
         about |= {"methods": classes, "runs": of_methods}
         entries.append({"task": name, **facts(task, data, more), **about})
-    count, analysed = len(entries), {entry["task"] for entry in entries}
-    kept = still_current(earlier, OWN_ROWS, gathered.every_ok)
-    entries += [entry for entry in kept if entry["task"] not in analysed]
-    ids = [run_id for entry in entries for runs in entry["runs"].values() for run_id in runs]
-    made_from = {run_id: gathered.every_ok[run_id].scored for run_id in ids}
-    if count:
-        write_atomically(path, analysis_json(made_from, rounded(entries)))
-    return count
+    if entries:
+        add_entries(path, rounded(entries), lambda entry: entry["task"])
+    return len(entries)
 
 
 def main(given: argparse.Namespace) -> None:
