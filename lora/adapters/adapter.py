@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora.adapters.base import Base, carried_parameters, describe_base, kept_layers
 from lora.config.run import ModelConfig
 from lora.data.tasks import TARGET_SPAN
-from lora.errors import UserError
+from lora.errors import UserError, listed
 from lora.methods.bridge import method_tensors
 from lora.methods.configs import LoraConfig, MethodConfig, PeftConfig
 from lora.methods.lowrank import LOW_RANK, LoraLayer, factor_dtype, factors
@@ -64,7 +64,7 @@ class Adapter:
         weights: The tensors that the method trained in the encoder's body, by parameter name.
         head: The head's tensors by parameter name; for a missing one, the model keeps its own.
         base: The pretrained model that the adapter was trained on; None if its file does not say.
-    Raises: UserError: If a tensor is not finite, or LoRA's tensors are not pairs of the ranks that `method` states.
+    Raises: UserError: If a tensor is not finite, or LoRA's tensors are not those that `method` states.
     """
 
     method: MethodConfig
@@ -79,41 +79,38 @@ class Adapter:
             if not math.isfinite(tensor.to(torch.float64).abs().sum()):
                 raise UserError(f"adapter tensor {name} has values that are not finite: training diverged")
         if isinstance(self.method, LoraConfig):
-            pairs, ranks = self.pairs(), {}
-            for target in self.method.targets:
-                ranks |= dict.fromkeys(named_by(target, pairs), self.method.rank_of(target))
-            for name, (a, b) in pairs.items():
-                rank, norms = ranks.get(name), self.weights.get(f"{name}.lora_m")
-                if rank is None:
-                    targets = ", ".join(self.method.targets)
-                    raise UserError(f"the adapter has LoRA on {name}, which is not one of its targets, {targets}")
-                shapes = (tuple(a.shape), tuple(b.shape), None if norms is None else tuple(norms.shape))
-                inputs, outputs = a.numel() // rank, b.numel() // rank
-                if shapes != ((rank, inputs), (outputs, rank), (outputs,) if self.method.dora else None):
-                    raise UserError(
-                        f"lora_a, lora_b and lora_m of {name} have shapes {shapes}; at rank {rank}, which the adapter "
-                        f"states, they must be ({rank}, inputs), (outputs, {rank}) and, with dora only, (outputs,)"
-                    )
+            expected = lora_shapes(self.weights, self.method)
+            shapes = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
+            if different := sorted({name for name, _ in expected.items() ^ shapes.items()}):
+                raise UserError(
+                    f"the adapter must have lora_a, lora_b and, with dora only, lora_m of the layers that its targets "
+                    f"name, at the ranks that it states; missing, unknown or of another shape: {listed(different)}"
+                )
 
     def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Module name -> (A, B). Raises: UserError: If one of a pair is missing, or a tensor belongs to no pair."""
-        by_module: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in self.weights.items():
-            match = LOW_RANK.fullmatch(name)
-            if match is None:
-                raise UserError(
-                    f"adapter tensor {name} is not one of LoRA's, whose names end in lora_a, lora_b or lora_m"
-                )
-            if match.group(2) != "m":
-                by_module.setdefault(match.group(1), {})[match.group(2)] = tensor
-        for name, parts in by_module.items():
-            if len(parts) != 2:
-                raise UserError(f"the adapter has lora_{next(iter(parts))} of {name}, but not its other factor")
-        return {name: (parts["a"], parts["b"]) for name, parts in by_module.items()}
+        """The factors of a LoRA: module name -> (A, B)."""
+        names = [name.removesuffix(".lora_a") for name in self.weights if name.endswith(".lora_a")]
+        return {name: (self.weights[f"{name}.lora_a"], self.weights[f"{name}.lora_b"]) for name in names}
 
     def scale(self, name: str) -> float:
         """The factor of B A in a module."""
         return self.method.scale_at(len(self.weights[f"{name}.lora_a"]))
+
+
+def lora_shapes(weights: dict[str, Tensor], method: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape at the ranks of the method, for every module of the weights that a target names."""
+    sizes = {name: tensor.numel() for name, tensor in weights.items()}
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in weights)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for target in method.targets:
+        rank = method.rank_of(target)
+        for module in named_by(target, modules):
+            inputs = sizes.get(f"{module}.lora_a", 0) // rank
+            outputs = sizes.get(f"{module}.lora_b", 0) // rank
+            shapes |= {f"{module}.lora_a": (rank, inputs), f"{module}.lora_b": (outputs, rank)}
+            if method.dora:
+                shapes[f"{module}.lora_m"] = (outputs,)
+    return shapes
 
 
 @lasting

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lora.errors import UserError
+from lora.errors import UserError, listed
 from lora.methods.lowrank import factor_dtype
 
 
@@ -49,7 +49,7 @@ def fitted_head(model: nn.Module, head: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     mine, output = head_parameters(model), output_layer(model)
     if unknown := [name for name in head if name not in mine]:
-        raise UserError(f"the adapter's head has {', '.join(unknown)}; the model's consists of {', '.join(mine)}")
+        raise UserError(f"the adapter's head has {listed(unknown)}; the model's consists of {listed(mine)}")
     outputs, fitted = {f"{output}.weight", f"{output}.bias"}, {}
     for name, tensor in (own_head(model) | head).items():
         free = int(name in outputs)

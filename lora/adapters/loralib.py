@@ -17,7 +17,7 @@ LORALIB_TENSORS = {"lora_A": "lora_a", "lora_B": "lora_b"}
 PICKLE_ERRORS = (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, AttributeError)
 
 
-def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
+def from_loralib(file: str | Path, alpha: float) -> Adapter:
     """Read a checkpoint made with loralib's `lora_state_dict`, including the head if the file holds one.
 
     Source: github.com/microsoft/LoRA, `loralib/utils.py`; names like
@@ -26,29 +26,18 @@ def from_loralib(file: str | Path, alpha: float | None = None) -> Adapter:
     Args:
         alpha: Alpha that the adapter was trained with; the file does not state it. 16 for the released RoBERTa-base
             adapters.
-    Raises: UserError: If alpha is not given, or the file holds anything other than tensors of LoRA and of a head.
+    Raises: UserError: If the file is not a state dict with LoRA's pairs. Others of its tensors are the head's.
     """
-    if alpha is None:
-        raise UserError(
-            f"{file} does not say its alpha, and the model is wrong with any other: state it, as in "
-            f"from_loralib(file, alpha=16), the alpha of the released RoBERTa-base adapters"
-        )
-    weights, rest = {}, {}
+    weights, head = {}, {}
     for name, tensor in read_state_dict(at_home(file)).items():
         module, _, part = name.rpartition(".")
         if part in LORALIB_TENSORS:
             weights[f"{module}.{LORALIB_TENSORS[part]}"] = tensor
         else:
-            rest[name] = tensor
+            head[name] = tensor
     if not weights:
-        raise UserError(f"{file} has no tensor whose name ends in lora_A or lora_B, but {listed(rest) or 'nothing'}")
-    bodies = {name.partition(".")[0] for name in weights}
-    strange = [name for name in rest if name.partition(".")[0] in bodies and name.split(".")[1:2] != ["pooler"]]
-    if strange:
-        raise UserError(
-            f"{file} has tensors of the encoder itself: {listed(strange)}; an adapter has only LoRA's and a head's"
-        )
-    return Adapter(config_of(weights, alpha), weights, rest)
+        raise UserError(f"{file} has no tensor whose name ends in lora_A or lora_B, but {listed(head) or 'nothing'}")
+    return Adapter(config_of(weights, alpha), weights, head)
 
 
 @lasting

@@ -135,7 +135,7 @@ def test_a_head_that_is_saved_in_part_leaves_the_rest_to_the_model(tmp_path):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
 def test_other_methods_have_no_peft_folder(method, tmp_path):
-    with pytest.raises(UserError, match=f"is for LoRA and for PEFT's own, and the adapter is of method {method}"):
+    with pytest.raises(UserError, match=f"method {method} is of no format that peft loads"):
         to_peft(adapter_of(with_method("bert", METHODS[method])), tmp_path / "peft")
     assert list(tmp_path.iterdir()) == []
 
@@ -258,7 +258,7 @@ def link_out(folder):
 
 
 STRANGE = {
-    "dora": (lambda f: edit(f, use_dora=True), "lora_a, lora_b and lora_m of .* None.*with dora only"),
+    "dora": (lambda f: edit(f, use_dora=True), r"with dora only, lora_m of .* another shape: .*\.lora_m"),
     "unknown": (lambda f: edit(f, new_trick=3), "not supported: new_trick=3"),
     "pissa": (lambda f: edit(f, init_lora_weights="pissa"), "'pissa', which changes the base"),
     "rank": (lambda f: edit(f, r=4), "says rank 4 for .*, and its lora_A has rank 3"),
@@ -269,7 +269,7 @@ STRANGE = {
     "link": (link_out, "an adapter's files must be in its folder"),
     "other tensor": (lambda f: retensor(f, lambda t: t.update(x=torch.ones(1))), "has x, which is neither LoRA's"),
     "not saved": (lambda f: edit(f, modules_to_save=None), "nor of modules_to_save"),
-    "half": (lambda f: retensor(f, lambda t: t.pop(sorted(t)[0])), "lora_b of .*, but not its other|has lora_"),
+    "half": (lambda f: retensor(f, lambda t: t.pop(sorted(t)[0])), r"missing, .*: .*\.lora_"),
 }
 
 
@@ -346,16 +346,12 @@ def test_the_released_form_gives_loralibs_logits(tmp_path, bases):
 
 def test_what_loralib_files_may_not_be(tmp_path):
     file = released_file(loralib_model(), tmp_path / "lora.bin")
-    with pytest.raises(UserError, match="does not say its alpha"):
-        from_loralib(file)
     tensors = torch.load(file)
     first = next(iter(tensors))
     other = tmp_path / "other.bin"
-    body = {"roberta.encoder.layer.0.attention.self.query.weight": torch.ones(2, 2)}
     for content, message in (
-        (tensors | body, "tensors of the encoder itself: roberta.encoder.layer.0"),
         ({n: t for n, t in tensors.items() if "lora" not in n}, "no tensor whose name ends in lora_A or lora_B"),
-        ({n: t for n, t in tensors.items() if n != first}, "but not its other factor"),
+        ({n: t for n, t in tensors.items() if n != first}, r"missing, .*: .*\.lora_b"),
         (tensors | {first: torch.full_like(tensors[first], torch.inf)}, "not finite"),
         (tensors | {first: torch.ones(())}, "a matrix with a rank above 0"),
         ([tensors], "is not a state dict"),

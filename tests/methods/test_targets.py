@@ -100,5 +100,5 @@ def test_an_adapters_ranks_are_those_of_its_patterns():
     }
     name = "bert.encoder.layer.0.attention.output.dense"
     assert adapter.scale(name) == 2 and adapter.scale("bert.encoder.layer.1.output.dense") == 4
-    with pytest.raises(UserError, match=r"LoRA on bert\.pooler\.dense, which is not one of its targets"):
+    with pytest.raises(UserError, match=r"missing, unknown or of another shape: bert\.pooler\.dense\.lora_a, bert"):
         Adapter(method, {f"bert.pooler.dense.lora_{part}": torch.ones(2, 2) for part in "ab"}, {})
