@@ -18,7 +18,7 @@ from lora.adapters.peft import PROBLEMS, to_peft
 from lora.adapters.predict import load_base, put_on, task_of
 from lora.errors import UserError, first_line
 from lora.files import at_home
-from lora.methods.configs import BitFitConfig, FullConfig, LoraConfig, PeftConfig
+from lora.methods.configs import BitFitConfig, FullConfig, LoraConfig
 
 
 def main(given: argparse.Namespace) -> None:
@@ -31,10 +31,6 @@ def main(given: argparse.Namespace) -> None:
     if given.merged and not isinstance(method, LoraConfig | FullConfig | BitFitConfig):
         raise UserError(
             f"--merged is for LoRA, whose weights can be merged, and the adapter is of method {method.name}"
-        )
-    if not isinstance(method, LoraConfig | PeftConfig | FullConfig | BitFitConfig):
-        raise UserError(
-            f"method {method.name} is of no format that peft or transformers loads; python -m lora predict uses it here"
         )
     try:
         if given.merged or isinstance(method, FullConfig | BitFitConfig):
@@ -54,7 +50,7 @@ def write_model(adapter: Adapter, place: Path, out: Path, base: str | None) -> N
     """Write model and tokenizer. The outputs of a regression are scores."""
     task = task_of(adapter, place)
     encoder = load_base(adapter, task, base)
-    put_on(encoder, in_scores(adapter, torch.float32), task)
+    put_on(encoder, in_scores(adapter, torch.float32))
     encoder.model.config.problem_type = PROBLEMS[bool(task.labels)]
     if task.labels:
         encoder.model.config.id2label = dict(enumerate(task.labels))

@@ -100,23 +100,10 @@ def unmerge(model: nn.Module) -> None:
 
 @lasting
 def remove(model: nn.Module) -> None:
-    """Take LoRA off: restore the pretrained layers, and the head that the model had before any adapter's.
-
-    Raises: UserError: If the model has another method, which cannot be separated from its base.
-    """
-    check_classifier(model)
-    applied = getattr(model, "applied", None)
-    if applied is not None and not isinstance(applied.method, LoraConfig):
-        raise UserError(f"only LoRA can be taken off a model, and {describe_method(model)}")
+    """Take LoRA off: restore the pretrained layers, and the head that the model had before any adapter's."""
     put_layers(model, {}, merged=False)
     put_head(model, own_head(model))
     model.applied, model.kept_head = None, {}
-
-
-def describe_method(model: nn.Module) -> str:
-    """Which method the model has, for a message."""
-    applied = getattr(model, "applied", None)
-    return f"this {type(model).__name__} has " + ("no method" if applied is None else f"method {applied.method.name}")
 
 
 def set_merged(model: nn.Module, merged: bool) -> None:
@@ -125,8 +112,9 @@ def set_merged(model: nn.Module, merged: bool) -> None:
     if hasattr(model, "tuner"):
         (bridge.merge if merged else bridge.unmerge)(model)
     elif not layers and not kept:
-        what = f"nothing to {'' if merged else 'un'}merge"
-        raise UserError(f"{what}: {describe_method(model)}; merging is for LoRA and PEFT's methods")
+        applied = getattr(model, "applied", None)
+        method = "no method" if applied is None else f"method {applied.method.name}"
+        raise UserError(f"this {type(model).__name__} has {method}; merging is for LoRA and PEFT's methods")
     elif changed := layers if merged else kept:
         put_layers(model, changed, merged)
 

@@ -77,18 +77,18 @@ def to_peft(adapter: Adapter | str | Path, out: str | Path, base: str | Path | N
         adapter: Adapter in memory, or its folder.
         base: Folder or hub id that PEFT shall load the base from. None uses the hub id or the embedded encoder that the
             adapter names. The weights in a folder must be those that the adapter was trained on.
-    Raises: UserError: If the adapter is of another method, or has LoRA in the head or of several scales in one fused
-        layer; if neither it nor `base` says where the base is, or it is another one; or if `out` cannot be written.
+    Raises: UserError: If the adapter is of another method, or has LoRA of several scales in one fused layer; if neither
+        it nor `base` says where the base is, or it is another one; or if `out` cannot be written.
     """
     adapter = in_scores(adapter if isinstance(adapter, Adapter) else read_adapter(adapter), torch.float32)
     method = adapter.method
     if not isinstance(method, LoraConfig | PeftConfig):
-        raise UserError(f"a PEFT folder is for LoRA and for PEFT's own, and the adapter is of method {method.name}")
+        raise UserError(f"method {method.name} is of no format that peft loads; python -m lora predict uses it here")
     # PEFT saves whole modules: children of the model, and the pooler in its body
     parts = [name.split(".") for name in adapter.head]
     saved = sorted({".".join(part[: 1 + (part[1:2] == ["pooler"])]) for part in parts})
     if isinstance(method, LoraConfig):
-        settings, tensors = lora_files(adapter, method, saved)
+        settings, tensors = lora_files(adapter, method)
     else:
         settings, tensors = peft_settings(method), adapter.weights
     place, revision = locate_base(adapter, base)
@@ -149,20 +149,15 @@ def labelled_base(place: Path, adapter: Adapter) -> dict[str, bytes | Path]:
     return files | {f"{BASE}/{name}": json.dumps(content, indent=1).encode() for name, content in described.items()}
 
 
-def lora_files(adapter: Adapter, method: LoraConfig, saved: list[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def lora_files(adapter: Adapter, method: LoraConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """PEFT's settings and tensors of a LoRA adapter.
 
     Slices of a fused layer become one update of the whole, with their B as blocks. The product of the joined factors is
     exactly that of the slices, and its rank is the sum of theirs.
-
-    Args:
-        saved: Modules of the head that are saved as a whole.
     """
     pairs, modules = adapter.pairs(), {}
     for name in in_order(pairs):
         modules.setdefault(module_of(name), []).append(name)
-    if both := [name for name in modules if any(f"{name}.".startswith(f"{module}.") for module in saved)]:
-        raise UserError(f"PEFT cannot both save a head and put LoRA into it: {', '.join(both)}")
     tensors: dict[str, Tensor] = {}
     ranks = {}
     alphas = {}

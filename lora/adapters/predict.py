@@ -79,11 +79,11 @@ def load_base(adapter: Adapter, task: Task, folder: str | None) -> Encoder:
     return load_encoder(local_encoder(folder) if folder else encoder, task, seed=0)
 
 
-def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
+def put_on(encoder: Encoder, adapter: Adapter) -> None:
     """Put the adapter on its base. LoRA is merged.
 
-    Raises: UserError: If it does not fit the base or its task, lacks a trained head, or was trained with another
-        tokenizer. A commit of the hub and files of a folder cannot be compared.
+    Raises: UserError: If it does not fit the base, lacks a trained head, or was trained with another tokenizer. A
+        commit of the hub and files of a folder cannot be compared.
     """
     trained, here = adapter.origin.tokenizer, encoder.tokenizer_files
     if trained is not None and trained != here and trained.partition(":")[0] == here.partition(":")[0]:
@@ -94,9 +94,6 @@ def put_on(encoder: Encoder, adapter: Adapter, task: Task) -> None:
     body = f"{model.base_model_prefix}."  # a pooler inside the body is pretrained
     if lacking := [name for name in head_parameters(model) if not name.startswith(body) and name not in adapter.head]:
         raise UserError(f"the adapter has no {', '.join(lacking)}: predictions with a random head are meaningless")
-    outputs, labels = model.config.num_labels, len(task.labels) or 1
-    if outputs != labels:
-        raise UserError(f"the adapter has {outputs} outputs, and {task.name} needs {labels}")
 
 
 def predict_rows(
@@ -205,7 +202,7 @@ def main(given: argparse.Namespace) -> None:
         as_table(table, {"prediction": [""]}, [0], output)  # what cannot be written is refused now
         rows[output] = choose_rows(task, columns | {"label": [None] * len(table)}, np.array(places))
     encoder = load_base(adapter, task, given.model)
-    put_on(encoder, adapter, task)
+    put_on(encoder, adapter)
     files = {}
     for path, of_path in rows.items():
         logits = predict_rows(encoder, of_path, task, adapter.origin.max_length, given.batch, device)

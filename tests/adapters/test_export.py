@@ -93,7 +93,7 @@ def test_what_no_library_loads_or_cannot_be_written_leaves_nothing(tiny_override
     (full / "mine.txt").write_text("mine")
     other = tiny_glue.write(tmp_path / "glue")  # no encoder
     for words, message in (
-        ([adapter, str(tmp_path / "out"), *base], "houlsby is of no format that peft or transformers loads"),
+        ([adapter, str(tmp_path / "out"), *base], "houlsby is of no format that peft loads"),
         ([adapter, str(full), *base], "must be a new folder, or an empty one"),
         ([adapter, str(tmp_path / "out"), "--merged", *base], "--merged is for LoRA"),
     ):

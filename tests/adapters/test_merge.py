@@ -120,8 +120,6 @@ def test_methods_that_have_no_merge_are_refused(method):
         swap(model, five("bert")["rte"])
     with pytest.raises(UserError, match=f"are for LoRA alone, and the adapter is of method {method}"):
         swap(tiny.model("bert"), adapter_of(model))
-    with pytest.raises(UserError, match="only LoRA can be taken off"):
-        remove(model)
     assert state(model) == before
 
 
@@ -274,7 +272,7 @@ def test_what_is_no_plain_classifier_is_refused_everywhere_and_stays_frozen(kind
         lambda: load_adapter(model, adapter),
         lambda: swap(model, adapter),
         lambda: AdapterSet(model, {"rte": adapter}),
-        *(lambda change=change: change(model) for change in (merge, unmerge, remove, adapter_of)),
+        *(lambda change=change: change(model) for change in (merge, unmerge, adapter_of)),
     ):
         with pytest.raises(UserError, match=message):
             action()
