@@ -2,14 +2,11 @@
 with --memory the accelerator memory that a run needs."""
 
 import argparse
-import copy
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import nn
 
 from lora.checks import build
 from lora.cost.machine import whole
@@ -59,16 +56,10 @@ def read_published() -> list[Published]:
     return rows
 
 
-@functools.cache
-def skeleton(model: str) -> nn.Module:
-    """The same on the meta device: names and shapes, no values. It is cached: do not change it."""
-    with torch.device("meta"):
-        return model_of_size(model, OUTPUTS)
-
-
 def count(model: str, config: MethodConfig) -> tuple[int, int]:
     """Trainable parameters of a method on a model of a published size: without the head, and with it."""
-    built = copy.deepcopy(skeleton(model))
+    with torch.device("meta"):  # names and shapes, no values
+        built = model_of_size(model, OUTPUTS)
     apply(built, config)
     counts = count_parameters(built)
     return counts["trainable_method"], counts["trainable_method"] + counts["trainable_head"]
