@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,10 +52,6 @@ def versions() -> dict[str, Any]:
 def busy_cores(seconds: float = LOAD_SECONDS) -> float:
     """Average number of cores that all processes keep busy while this one sleeps for `seconds`."""
     return round(psutil.cpu_percent(seconds) / 100 * (os.cpu_count() or 1), 3)
-
-
-def is_idle(busy: Iterable[float]) -> bool:
-    return max(busy) <= IDLE_CORES
 
 
 # Options and files.

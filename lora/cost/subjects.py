@@ -57,19 +57,6 @@ class Subject:
     step: Callable[[Batch], None]
 
 
-def changed(config: RunConfig, **sections: Any) -> RunConfig:
-    """A configuration with changed settings, such as `changed(config, train={"precision": "bf16"})`.
-
-    Args:
-        sections: The new settings by section; or a whole section, which replaces the old one.
-    """
-    new = {
-        name: dataclasses.replace(getattr(config, name), **values) if isinstance(values, Mapping) else values
-        for name, values in sections.items()
-    }
-    return dataclasses.replace(config, **new)
-
-
 def load(config: RunConfig) -> tuple[nn.Module, str]:
     """A fresh copy of a run's encoder in float32 on the CPU, and the name of its weights.
 
@@ -94,7 +81,7 @@ def training_subject(config: RunConfig) -> Subject:
     """
     encoder = load(config)[0]
     apply(encoder, config.method, config.seed)
-    constant = changed(config, train={"warmup_steps": 0})
+    constant = dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=0))
     step = prepare_step(encoder, constant, TASKS[config.task], start_process(constant), ENDLESS)
     step.model.train()
     numbers = itertools.count()

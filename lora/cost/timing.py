@@ -2,15 +2,12 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from scipy import special  # `scipy.stats` takes a second to load
 
-from lora.rng import shuffled
-
-T = TypeVar("T")
 CONFIDENCE = 0.95
 FEWEST = 6  # values for an interval: even the extremes of 5 enclose the median with less than `CONFIDENCE`
 
@@ -44,8 +41,3 @@ def shown(values: Sequence[float], digits: int) -> str:
     ends = median_interval(values) or (min(values), max(values))
     middle, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), *ends))
     return f"{middle} ({low} to {high})"
-
-
-def order(names: Sequence[T], *purpose: str | int) -> list[T]:
-    """The names in a random order, the same for the same purpose."""
-    return [names[i] for i in shuffled(len(names), *purpose)]

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from processor import needs_bf16
@@ -136,7 +137,8 @@ def test_paired_ratios_cancel_what_a_round_shares() -> None:
         for name, factor in (("full", 1.0), ("lora", 1.25))
         for number, ms in enumerate(slow)
     ]
-    to_full = build_summary({key: {"settings": None} for key in ("full", "lora")}, samples, {})["lora"]["to_full"]
+    methods = {key: {"settings": None} for key in ("full", "lora")}
+    to_full = build_summary(methods, pd.DataFrame(samples), {})["lora"]["to_full"]
     assert (to_full["step_ms"]["1x8"], *to_full["step_ms_interval"]["1x8"]) == pytest.approx((1.25, 1.25, 1.25))
 
 

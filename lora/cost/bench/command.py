@@ -31,13 +31,13 @@ from lora.config.encoder_files import locate
 from lora.config.run import RunConfig
 from lora.cost import machine
 from lora.cost.bench.page import SIDES, block, rebuild
-from lora.cost.timing import order
 from lora.data.read import read
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.files import ROOT, check_writable, write_atomically
 from lora.records.provenance import BF16_FLAGS, code_version, cores, cpu_flags
 from lora.records.record import load_records
+from lora.rng import shuffled
 from lora.training.device import ALLOCATOR
 from lora.training.processes import raised
 
@@ -104,7 +104,8 @@ def measure_sides(
             "tuned_peer": lambda peers=peers: run_peer([peers], tuned, folder),
             "ours": lambda seeds=seeds: run_ours(tasks, seeds, overrides, folder),
         }
-        for side in order(SIDES, "sides", number):
+        for place in shuffled(len(SIDES), "sides", number):
+            side = SIDES[place]
             busy.append(machine.busy_cores())
             turns.append({"round": number, "side": side, **actions[side]()})
             print(f"round {number + 1} of {rounds}, {side}: {turns[-1]['seconds']:.0f} s", file=sys.stderr)

@@ -37,8 +37,8 @@ def block(measurements: Sequence[Measured]) -> str:
     parts = []
     for measured in measurements:
         machine = measured["machine"]
-        memory = "" if machine["memory_gib"] is None else f", {machine['memory_gib']:.0f} GiB"
-        where = f"{machine['cores']} cores ({measured['device']}, {machine['cpu']}{memory})"
+        memory = f"{machine['memory_gib']:.0f} GiB"
+        where = f"{machine['cores']} cores ({measured['device']}, {machine['cpu']}, {memory})"
         parts += [f"On {where}:", sides_table(measured).strip(), runs_text(measured)]
     return "\n\n".join(parts)
 
@@ -95,12 +95,10 @@ def runs_text(measured: Measured) -> str:
     counts = ", ".join(f"{count} of {side.replace('_', ' ')}" for side, count in runs.items())
     busy = max(measured["busy_cores"])
     spread = "95% interval" if n >= FEWEST else "range"
-    text = (
+    return (
         f"{script} the script loop and {tuned} the tuned peer: medians over {n} interleaved rounds, in parentheses "
         f"their {spread}, of LoRA runs of {settings['train_rows']:,} rows and {settings['epochs']} epochs "
         f"({counts}). {'The machine was idle' if busy <= IDLE_CORES else '**The machine was not idle**'} (others kept "
-        f"up to {busy:.2f} cores busy)."
+        f"up to {busy:.2f} cores busy). The scores are of the small embedded tasks, not GLUE, with all-MiniLM-L6-v2, a "
+        f"sentence embedder."
     )
-    if all(TASKS[task].family == "embedded" for task in settings["tasks"]):
-        text += " The scores are of the small embedded tasks, not GLUE, with all-MiniLM-L6-v2, a sentence embedder."
-    return text

@@ -1,17 +1,18 @@
 """`python -m lora efficiency`: measure the cost of each method on this machine, and write its tables."""
 
 import argparse
-import dataclasses
 import itertools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from timeit import timeit
 from typing import Any
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -20,22 +21,14 @@ from lora.config.compose import compose_run, describe_group
 from lora.config.encoder_files import longest_input
 from lora.config.run import RunConfig
 from lora.cost import machine, subjects
-from lora.cost.efficiency.summary import (
-    FORM_TITLES,
-    SUMMARY_SCHEMA,
-    UNTRAINED,
-    build_summary,
-    document,
-    read_summaries,
-    samples_csv,
-)
-from lora.cost.subjects import Batch, changed, random_batch
-from lora.cost.timing import order
+from lora.cost.efficiency.summary import FORM_TITLES, SUMMARY_SCHEMA, UNTRAINED, build_summary, document, read_summaries
+from lora.cost.subjects import Batch, random_batch
 from lora.errors import UserError
 from lora.files import check_writable, write_atomically
 from lora.methods.bridge import tuner_config
 from lora.models.modules import count_parameters
 from lora.records.provenance import code_version
+from lora.rng import shuffled
 from lora.training.device import check_precision, device_name, keep_freed_memory
 
 MINI = ("profile=mini", "task=reviews")
@@ -47,37 +40,31 @@ MODELS = {  # encoder -> overrides of a run that trains it: its profile, model a
 ROUNDS = 20  # ours: MiniLM in about five minutes on two cores
 STEP = ("16x28", "32x64")  # training steps. Ours: mini's batch, and a batch that fills the cores
 LATENCY = ("1x32", "1x128", "8x128", "16x128", "32x64")  # served batches. 1x128 is Table 1's; the others are ours
-Samples = list[dict[str, Any]]
 
 
 def configure(model: str, device: str, kernels: str | None, precision: str | None) -> RunConfig:
     """The LoRA run that is measured, with the encoder of `model` and the method and optimizer of `mini`."""
     chosen = MODELS.get(model) or ("profile=small", "model=local", f"model.path={model}", "task=sst2")
     usual = compose_run([*chosen, "method=lora", f"runtime.device={device}"])
-    train = {
-        "kernels": kernels or ("stock" if device == "cuda" else usual.train.kernels),
-        "precision": precision or usual.train.precision,
-    }
+    kernels = kernels or ("stock" if device == "cuda" else usual.train.kernels)
     mini = compose_run([*MINI, "method=lora", "runtime.device=cpu"])
-    return changed(mini, model=usual.model, train=train, runtime={"device": device, "threads": usual.runtime.threads})
+    train = replace(mini.train, kernels=kernels, precision=precision or usual.train.precision)
+    runtime = replace(mini.runtime, device=device, threads=usual.runtime.threads)
+    return replace(mini, model=usual.model, train=train, runtime=runtime)
 
 
 def measured_run(config: RunConfig, name: str) -> RunConfig:
-    """The run whose method is measured under `name`: that of `mini`, or one of PEFT's types with its defaults.
-
-    Houlsby adapters have size 8 and Pfeiffer adapters 16, and so about as many parameters as LoRA with r = 8, as in
-    Table 2's rows of 0.8M on RoBERTa-large.
-    """
+    """The run whose method is measured under `name`: that of `mini`, or one of PEFT's types with its defaults."""
     method = {"base": "full", "lora_merged": "lora"}.get(name, name)
     if method in describe_group("method"):
-        return changed(config, method=compose_run([*MINI, f"method={method}"]).method)
+        return replace(config, method=compose_run([*MINI, f"method={method}"]).method)
     tuner_config(method)  # names the types, if it is none
-    return changed(config, method=compose_run([*MINI, "method=peft", f"method.type={method}"]).method)
+    return replace(config, method=compose_run([*MINI, "method=peft", f"method.type={method}"]).method)
 
 
 def measure_methods(
     config: RunConfig, methods: Sequence[str], rounds: int, step_shapes: Sequence[str], latency_shapes: Sequence[str]
-) -> tuple[dict[str, Any], Samples]:
+) -> tuple[dict[str, Any], pd.DataFrame]:
     """Measure every method.
 
     Args:
@@ -102,10 +89,10 @@ def measure_methods(
     runs = {name: measured_run(config, name) for name in names}
     trained = [name for name in runs if name not in UNTRAINED]
     measured: dict[str, dict[str, Any]] = {
-        name: {"settings": None if name == "base" else dataclasses.asdict(run.method)} for name, run in runs.items()
+        name: {"settings": None if name == "base" else asdict(run.method)} for name, run in runs.items()
     }
     busy = {"before": machine.busy_cores()}
-    if not machine.is_idle(busy.values()):
+    if busy["before"] > machine.IDLE_CORES:
         print(f"warning: other processes keep {busy['before']:.2f} cores busy; measure when idle", file=sys.stderr)
     largest = max(step_shapes, key=lambda shape: sizes[shape][0] * sizes[shape][1])
     for name in trained:  # before this process grows
@@ -136,17 +123,18 @@ def measure_methods(
         "model": {"name": config.model.name, "weights": weights, "parameters": parameters},
         "plan": plan,
         "machine": {"device": device_of(device)} | machine.describe_machine() | machine.versions(),
-        "idle": {"idle": machine.is_idle(busy.values()), "cores busy with others": busy},
+        "idle": {"idle": max(busy.values()) <= machine.IDLE_CORES, "cores busy with others": busy},
         "code": code_version(),
         "started_at": started_at,
         "seconds": round(time.monotonic() - started, 1),
     }
-    return build_summary(measured, samples, about), samples
+    frame = pd.DataFrame(samples)
+    return build_summary(measured, frame, about), frame
 
 
 def take_turns(
     kind: str, actions: Mapping[str, Callable[[Batch], object]], batches: Mapping[str, Batch], rounds: int, device: str
-) -> Samples:
+) -> list[dict[str, Any]]:
     """Time every method on every shape in every round, so that a temporary slowdown affects all of them.
 
     Everything is called once before the first round, to compile kernels and plan matrix products, and once untimed
@@ -154,11 +142,13 @@ def take_turns(
     """
     clock = partial(timeit, number=1) if device == "cpu" else subjects.event_seconds
     samples = []
+    names = [*actions]
     for act, batch in itertools.product(actions.values(), batches.values()):
         act(batch)
     for number in tqdm(range(rounds), kind, unit="round", dynamic_ncols=True):
         for shape, batch in batches.items():
-            for name in order([*actions], shape, number):
+            for place in shuffled(len(names), shape, number):
+                name = names[place]
                 act = partial(actions[name], batch)
                 act()
                 ms = round(1000 * clock(act), 5)
@@ -195,7 +185,7 @@ def main(given: argparse.Namespace) -> None:
     """Exit codes: 0 done; 2 a mistake in the call, or no summary to build tables from."""
     results = given.results / "efficiency"
     if given.tables:
-        places = sorted(path for path in results.glob("*") if path.is_dir())
+        places = sorted({path.parents[1] for path in results.glob("*/*/summary.json")})
         if not places:
             raise UserError(f"{results} holds no device's folder: python -m lora efficiency makes one")
         for place in places:
@@ -212,16 +202,13 @@ def main(given: argparse.Namespace) -> None:
     summary, samples = measure_methods(config, given.methods, given.rounds, *shapes)
     place, plan = results / machine.slug(device_of(device)), summary["about"]["plan"]
     folder = place / f"{plan['model']}-{plan['kernels']}-{plan['precision']}"
-    write_atomically(folder / "samples.csv", samples_csv(samples))
+    write_atomically(folder / "samples.csv", samples.to_csv(index=False, lineterminator="\n").encode())
     write_atomically(folder / "summary.json", machine.as_json(summary))
     print(write_tables(place))
 
 
 def write_tables(device: Path) -> str:
     """Write a device's tables from its summaries. Returns: The text of efficiency.md."""
-    summaries = [*read_summaries(device).values()]
-    if not summaries:
-        raise UserError(f"{device} holds no summary.json: python -m lora efficiency makes one")
-    text = document(summaries)
+    text = document([*read_summaries(device).values()])
     write_atomically(device / "efficiency.md", text.encode())
     return text

@@ -32,13 +32,13 @@ INTERVALS = {key: f"{key}_interval" for key in TIMES.values()}
 
 
 def build_summary(
-    measured: Mapping[str, Mapping[str, Any]], samples: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+    measured: Mapping[str, Mapping[str, Any]], samples: pd.DataFrame, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Build the summary from counts and samples.
 
     Args:
         measured: Method -> `settings` and, if the method trains, the keys in `COUNTS` and, by shape, in `BY_SHAPE`.
-        samples: Samples of both kinds, each with kind, method, shape, round and ms.
+        samples: Samples of both kinds, with columns kind, method, shape, round and ms.
         about: The plan, the model, the machine and its load.
     Returns: `about`, and for every method its costs, None if they were not measured, and the ratios of those that two
         methods have. Ratios of times are medians of the ratios within a round.
@@ -57,11 +57,10 @@ def build_summary(
     return summary
 
 
-def by_round(samples: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+def by_round(samples: pd.DataFrame) -> dict[tuple[str, str], dict[str, np.ndarray]]:
     """(kind, method) -> shape -> ms per round, in the rounds' order."""
     times: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    frame = pd.DataFrame(samples, columns=["kind", "method", "shape", "round", "ms"])
-    for (kind, method, shape), group in frame.groupby(["kind", "method", "shape"], sort=False):
+    for (kind, method, shape), group in samples.groupby(["kind", "method", "shape"], sort=False):
         times.setdefault((kind, method), {})[shape] = group.sort_values("round")["ms"].to_numpy(float)
     return times
 
@@ -94,12 +93,6 @@ def read_summaries(folder: Path) -> dict[Path, dict[str, Any]]:
     """File -> summary, for those below a folder: of each device the default plan's first, then the others."""
     paths = sorted(folder.rglob("summary.json"), key=lambda path: path.parent.parts)
     return {path: read_object(path) for path in paths}
-
-
-def samples_csv(samples: Sequence[Mapping[str, Any]]) -> bytes:
-    """samples.csv: the time of every visit, from which the summary's medians, intervals and ratios come."""
-    frame = pd.DataFrame(samples, columns=["kind", "method", "shape", "round", "ms"])
-    return frame.to_csv(index=False, lineterminator="\n").encode()
 
 
 # Tables.
@@ -177,9 +170,7 @@ def _times(ratio: float | None) -> str:
 
 
 def _timed(entry: Mapping, ratio: Mapping, key: str, shape: str) -> str:
-    """Format a time, its ratio and interval as `12.30 x0.41 [0.40, 0.42]`; `-` if it was not measured."""
-    if entry[key] is None:
-        return "-"
+    """Format a time, its ratio and interval as `12.30 x0.41 [0.40, 0.42]`."""
     text = f"{entry[key][shape]:.2f}{_times((ratio.get(key) or {}).get(shape))}"
     interval = (ratio.get(INTERVALS[key]) or {}).get(shape)
     return text if interval is None else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"

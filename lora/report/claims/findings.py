@@ -114,7 +114,7 @@ def ratios(claim: Claim, path: Path, summary: Mapping[str, Any], folder: Path) -
     samples = path.with_name("samples.csv")
     findings = []
     kind = next((kind for kind, key in TIMES.items() if key == claim.measure), None)
-    times = by_round(pd.read_csv(samples).to_dict("records")) if kind and samples.exists() else {}
+    times = by_round(pd.read_csv(samples)) if kind and samples.exists() else {}
     served = {"lora": "unmerged LoRA"} if claim.measure == "latency_ms" else {}
     for compare in claim.compare:
         one, other, bound = compare.one, compare.other, compare.bound
