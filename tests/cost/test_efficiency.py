@@ -146,10 +146,12 @@ def test_paired_ratios_cancel_what_a_round_shares() -> None:
 def measured(tmp_path_factory, model_dir) -> Path:
     """The folder of one device. Its processes are started while this one holds a GiB."""
     results, ballast = tmp_path_factory.mktemp("results"), np.ones(2**27)
-    what = "--methods lora_merged full lora --kernels stock --precision fp32 --device cpu --rounds 6"
+    what = "--methods lora_merged full lora --kernels stock --precision fp32 --rounds 6"
     shapes = "--step-shapes 3x8 4x12 --latency-shapes 2x8"
     words = ["--model", str(model_dir), *what.split(), *shapes.split(), "--results", str(results)]
-    assert main(["efficiency", *words]) == 0 and ballast.all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert main(["efficiency", *words]) == 0 and ballast.all()
     (device,) = (results / "efficiency").iterdir()
     return device
 
@@ -201,7 +203,6 @@ def test_tables_follow_from_the_summaries(measured: Path) -> None:
     [
         (["--model", "absent"], "error: "),
         (["--methods", "prefix"], "error: "),
-        (["--device", "cuda"], "error: "),
         (["--methods", "lora", "--step-shapes", "16by28"], "a shape must be <rows>x<tokens>, such as 16x128, got"),
         (["--methods", "lora", "--latency-shapes", "1x9999"], "a shape has 9999 tokens, but minilm reads at most 512"),
         (["--tables"], "results/efficiency holds no device's folder"),

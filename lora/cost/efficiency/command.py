@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from lora.config.auto import check_device
 from lora.config.compose import compose_run, describe_group
 from lora.config.encoder_files import longest_input
 from lora.config.run import RunConfig
@@ -171,7 +170,6 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=list(FORM_TITLES), help=text)
     parser.add_argument("--kernels", choices=["fused", "stock"], help="default: the profile's; stock on a GPU")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: the profile's")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument(
         "--rounds", type=machine.whole, default=ROUNDS, help=f"visits to every method (default: {ROUNDS})"
     )
@@ -193,12 +191,10 @@ def main(given: argparse.Namespace) -> None:
             print(place / "efficiency.md")
         return
     device = "cuda" if torch.cuda.is_available() and given.kernels != "fused" else "cpu"
-    device = device if given.device == "auto" else given.device
     config = configure(given.model, device, given.kernels, given.precision)
-    check_device(config)
     check_precision(config.train.precision, config.runtime.device == "cuda", "--precision")
     check_writable(results)
-    shapes = [list(dict.fromkeys(shapes)) for shapes in (given.step_shapes, given.latency_shapes)]
+    shapes = (given.step_shapes, given.latency_shapes)
     summary, samples = measure_methods(config, given.methods, given.rounds, *shapes)
     place, plan = results / machine.slug(device_of(device)), summary["about"]["plan"]
     folder = place / f"{plan['model']}-{plan['kernels']}-{plan['precision']}"
