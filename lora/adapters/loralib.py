@@ -13,7 +13,6 @@ from lora.files import at_home
 from lora.methods.configs import LoraConfig
 from lora.models.modules import lasting
 
-LORALIB_TENSORS = {"lora_A": "lora_a", "lora_B": "lora_b"}
 PICKLE_ERRORS = (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, AttributeError)
 
 
@@ -31,8 +30,8 @@ def from_loralib(file: str | Path, alpha: float) -> Adapter:
     weights, head = {}, {}
     for name, tensor in read_state_dict(at_home(file)).items():
         module, _, part = name.rpartition(".")
-        if part in LORALIB_TENSORS:
-            weights[f"{module}.{LORALIB_TENSORS[part]}"] = tensor
+        if part in ("lora_A", "lora_B"):
+            weights[f"{module}.{part.lower()}"] = tensor
         else:
             head[name] = tensor
     if not weights:

@@ -6,9 +6,9 @@ from typing import Any
 
 from lora.data.read import TaskData
 from lora.data.tasks import Task
+from lora.errors import listed
 
 BETWEEN = " | "  # the two texts of a pair
-NAMED_ROWS = 5  # rows that are named
 
 
 def texts_of(task: Task, data: TaskData, split: str) -> list[str]:
@@ -50,9 +50,7 @@ def facts_text(about: Mapping[str, Any]) -> list[str]:
         other = f", {about['relabelled']:,} of them with another {kind}" if about["relabelled"] else ""
         lines.append(f"{repeated:,} train rows ({repeated / about['rows'][0]:.0%}) repeat an earlier row's text{other}")
     for split, shared in about["leaked"].items():
-        rows = ", ".join(map(str, shared[:NAMED_ROWS])) + (", ..." if len(shared) > NAMED_ROWS else "")
         if shared:
-            lines.append(
-                f"{len(shared):,} {split} rows have a text that is in train, which flatters every score: {rows}"
-            )
+            what = f"{len(shared):,} {split} rows have a text that is in train, which flatters every score"
+            lines.append(f"{what}: {listed(shared)}")
     return lines

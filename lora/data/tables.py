@@ -76,8 +76,7 @@ def read_table(path: Path) -> InputTable:
             raise ValueError(f"the column {twice[0]!r} occurs {names.count(twice[0])} times")
         return InputTable(path, dict(zip(names, columns, strict=True)))
     except UnicodeDecodeError as error:
-        text = path.read_text("utf-8", "surrogateescape")
-        line = text.count("\n", 0, SURROGATE.search(text).start()) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: {first_line(error)}: save the file as UTF-8") from error
     except (OSError, ValueError, RecursionError) as error:  # ValueError: pandas', pyarrow's and JSON's own are such
         reason = first_line(error).removeprefix("Error tokenizing data. C error: ")

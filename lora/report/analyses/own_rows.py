@@ -125,23 +125,21 @@ def error_rows(
     if task.labels:
         badness = (every != true).sum(axis=0)
         rows = [row for row in np.argsort(-badness, kind="stable") if 2 * badness[row] > len(every)]
-        methods = {
+        columns = {"wrong": [f"{badness[row]} of {len(every)} runs" for row in rows]}
+        answers = {
             label: [np.bincount(of_row).argmax() for of_row in np.array(p).T] for label, p in predictions.items()
         }
-        words = [*task.labels]
-        columns = {"wrong": [f"{badness[row]} of {len(every)} runs" for row in rows]}
-        columns |= {"label": [words[true[row]] for row in rows]}
-        columns |= {label: [words[values[row]] for row in rows] for label, values in methods.items()}
+        show = task.labels.__getitem__
     else:
         residuals = every.mean(axis=0) - true
         low, high = task.label_range
         digits = 4 + math.ceil(math.log10(max(1.0, max(-low, high) / (high - low))))  # 4 that differ in the range
         rows = [*np.argsort(-abs(residuals), kind="stable")]
         columns = {"residual": [f"{residuals[row]:+.{digits}g}" for row in rows]}
-        columns |= {"label": [f"{true[row]:.{digits}g}" for row in rows]}
-        means = {label: np.mean(runs, axis=0) for label, runs in predictions.items()}
-        columns |= {label: [f"{values[row]:.{digits}g}" for row in rows] for label, values in means.items()}
-    columns = {"row": [int(row) + 1 for row in rows]} | columns
+        answers = {label: np.mean(runs, axis=0) for label, runs in predictions.items()}
+        show = f"{{:.{digits}g}}".format
+    columns = {"row": [int(row) + 1 for row in rows]} | columns | {"label": [show(true[row]) for row in rows]}
+    columns |= {label: [show(values[row]) for row in rows] for label, values in answers.items()}
     further = {("text", name): split[name] for name in task.columns}
     further |= {("column", name): values for name, values in (others or {}).items()}
     for (kind, name), values in further.items():
