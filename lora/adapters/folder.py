@@ -64,8 +64,6 @@ def save_adapter(model: nn.Module, folder: str | Path, origin: Origin | None = N
 
     Args:
         folder: Created, or replaced if it holds an adapter and nothing else.
-        origin: Task, labels, score and run, as far as known.
-    Returns: The adapter.
     Raises: UserError: If the model has no method, a value is not finite, or the folder cannot be written.
     """
     write_adapter(adapter := adapter_of(model, origin=origin), folder)

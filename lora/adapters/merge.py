@@ -33,9 +33,7 @@ def load_adapter(model: nn.Module, adapter: Adapter | str | Path, allow_other_ba
 
     Args:
         model: Plain model, or one with the same method, whose values are replaced. LoRA replaces any other LoRA.
-        adapter: Adapter in memory, or its folder.
         allow_other_base: Accept a model with other weights than the adapter was trained on.
-    Returns: The adapter.
     Raises: UserError: If the folder is broken or the adapter does not fit the model. The model is then unchanged.
     """
     if hasattr(model, "tuner"):
@@ -64,9 +62,8 @@ def swap(model: nn.Module, adapter: Adapter | str | Path, allow_other_base: bool
     the two. A later `unmerge` yields this adapter's LoRA layers.
 
     Args:
-        adapter: Adapter in memory, or its folder.
-        allow_other_base: Accept an adapter that was trained on other weights, and skip the check, which
-            reads every weight of the base once, at a few GB per second.
+        allow_other_base: Accept an adapter that was trained on other weights, and skip the check, which reads every
+            weight of the base once, at a few GB per second.
     Raises: UserError: If the adapter cannot be read, is not LoRA, does not fit, or has another base. The model is then
         unchanged.
     """
@@ -77,9 +74,7 @@ def swap(model: nn.Module, adapter: Adapter | str | Path, allow_other_base: bool
 def merge(model: nn.Module) -> None:
     """Fold the model's LoRA into its weights, in place. The model then has the base's modules and parameter names.
 
-    Merging a merged model does nothing.
-
-    One of PEFT's methods is folded into copies of the weights, in PEFT's own layers.
+    One of PEFT's methods is folded into copies of the weights, in PEFT's own layers. Merging again does nothing.
 
     Raises: UserError: If the model has no LoRA and no method of PEFT's that can be folded into weights, is compiled or
         wrapped, or a merged weight is not finite. The model is then unchanged.
@@ -89,9 +84,7 @@ def merge(model: nn.Module) -> None:
 
 @lasting
 def unmerge(model: nn.Module) -> None:
-    """Undo `merge` or `swap`: restore the LoRA layers with the pretrained weights, bit for bit.
-
-    Unmerging an unmerged model does nothing.
+    """Undo `merge` or `swap`, if anything is merged: restore the LoRA layers and pretrained weights, bit for bit.
 
     Raises: UserError: If the model has no LoRA and no method of PEFT's, or is compiled or wrapped.
     """

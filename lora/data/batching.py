@@ -40,11 +40,7 @@ class Encoded:
 
 
 def encode(rows: Rows, task: Task, tokenizer: Any, max_length: int) -> Encoded:
-    """Tokenize rows. A pair that is too long loses tokens one by one, each from the longer text at that point.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-    """
+    """Tokenize rows. A pair that is too long loses tokens one by one, each from the longer text at that point."""
     ids, types, lengths, truncated = [], [], [], []
     for start in range(0, len(rows["label"]), TOKENIZED_AT_ONCE):
         texts = [rows[column][start : start + TOKENIZED_AT_ONCE] for column in task.columns]
@@ -100,11 +96,7 @@ def cut(order: Int[np.ndarray, " rows"], size: int) -> list[Int[np.ndarray, " _"
 
 
 def collate(encoded: Encoded, rows: Int[np.ndarray, " batch"], pad_token_id: int) -> dict[str, Tensor]:
-    """Model inputs and `labels` of a batch, padded on the right to its longest example, rounded up to `WIDTHS`.
-
-    Args:
-        rows: Row indices of the examples.
-    """
+    """Model inputs and `labels` of these rows, padded on the right to the longest one, rounded up to `WIDTHS`."""
     lengths, offsets = encoded.lengths[rows], encoded.offsets[rows]
     longest = int(lengths.max())
     columns = np.arange(min(-(-longest // WIDTHS) * WIDTHS, encoded.max_length))

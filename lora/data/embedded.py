@@ -115,10 +115,7 @@ def embedded_file(name: str) -> Path:
 
 
 def model_folder(name: str = MINILM) -> Path:
-    """The folder of an encoder of the package index, with config.json, model.safetensors and the tokenizer's files.
-
-    Raises: UserError: If there is no such encoder, or it was not fetched; the message has the command.
-    """
+    """The folder of an encoder of the package index. Raises: UserError: If there is none, or it was not fetched."""
     if name == MINILM:
         return embedded_file("model/model.safetensors").parent
     if name not in ENCODERS:
@@ -218,10 +215,7 @@ def dev_group(texts: Sequence[str], name: str) -> set[str]:
 
 @functools.cache
 def review_sentences() -> list[tuple]:
-    """Every short review sentence once: text, mean rating, and whether it belongs to dev.
-
-    Of sentences with equal plain texts, only the first is kept.
-    """
+    """Every short review sentence once (of equal plain texts the first): text, mean rating, whether it is in dev."""
     kept: dict[str, tuple[str, float]] = {}
     for line in embedded_file("reviews.txt").read_text(encoding="utf-8").strip().split("\n"):
         _, mean, text = line.split("\t")

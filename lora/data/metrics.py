@@ -17,13 +17,7 @@ def better(metric: str) -> int:
 
 
 def compute(names: tuple[str, ...], predictions: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
-    """Metrics of one split, as fractions, those of classes by scikit-learn; None for one that is undefined there.
-
-    Args:
-        names: Names from `METRICS`, at least one.
-        predictions: One class index or finite score per row, at least one.
-        references: The true classes or scores, in the same order.
-    """
+    """Metrics of class indices or finite scores, as fractions, by name (`METRICS`); None for one that is undefined."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef  # half a second, once in a run
 
     # Correlations stay closed forms: SciPy's would change the last bits of a repeated run's record.

@@ -145,11 +145,7 @@ def read_definition(path: Path) -> Definition:
 
 @dataclass(frozen=True)
 class Kept:
-    """The facts of a task that a plan keeps.
-
-    Args:
-        rows, label_std, folder: `Task.official_rows`, `Task.label_std` and `Task.folder`.
-    """
+    """What a plan keeps of a task: its definition, and `Task.official_rows`, `label_std` and `folder`."""
 
     definition: Definition
     rows: dict[str, int]
@@ -158,12 +154,7 @@ class Kept:
 
 
 def read_task(path: Path) -> Task:
-    """Read a task's file and its rows.
-
-    Its name in run ids and tables consists of the file's name and digits of the definition's hash.
-
-    Raises: UserError: If the file or a row is invalid.
-    """
+    """Read a task's file and its rows. Raises: UserError: If the file or a row is invalid."""
     definition, folder = read_definition(path), path.resolve().parent
     labels = {split: own_rows(definition, folder, split)["label"] for split in definition.files}
     spread = None if definition.range is None else float(np.std(labels["validation"]))
@@ -231,8 +222,6 @@ def task_file(given: str) -> Path | None:
 def find_task(given: str, planned: Mapping[str, Task]) -> Task:
     """The task that `task=` names: one of TASKS, a user's file, which is read, or a task that a plan holds.
 
-    Args:
-        planned: Name, as in run ids -> the task.
     Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
     """
     path = task_file(given)

@@ -32,9 +32,8 @@ class TaskData:
         splits: Split -> column -> its values: the task's texts, `label` (class index or score; None in test splits) and
             `idx`, the row's index in the whole split. The hub has the same `idx`, except for MRPC, where it counts dev
             rows too.
-        rows: Split -> number of rows.
-        official_rows: Split -> number of rows of the official split.
-        is_part: Whether any split's number of rows differs from the official one.
+        rows, official_rows: Split -> number of rows, here and in the official split.
+        is_part: Whether these differ.
         skipped: File -> number of skipped torn lines, for files that have any.
         fingerprint: SHA-256 of the texts and labels: equal rows have equal fingerprints, from every source.
         dev_fingerprint: That of the validation splits alone, which every part of the train rows shares.
@@ -261,7 +260,6 @@ def read_lines(path: Path, torn_allowed: bool = False) -> list[str]:
 def read_hub_layout(task: Task, split: str, folder: Path | None, revision: str | None) -> Rows:
     """Read one split from the hub or from a folder of parquet files, `<task>/<split>-00000-of-00001.parquet`.
 
-    Returns: The columns.
     Raises: UserError: If the split cannot be read, or its columns or labels are not the task's.
     """
     if folder is not None:
