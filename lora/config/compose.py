@@ -21,7 +21,7 @@ from lora.config.encoder_files import local_name
 from lora.config.plan import planned_tasks
 from lora.config.rates import nearest_rate, rate_name, read_rates
 from lora.config.run import PlannedRun, RunConfig, run_config
-from lora.config.select import PLACES
+from lora.config.select import PLACES, parse_words, place
 from lora.data.own_task import find_task, task_file
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
@@ -93,11 +93,11 @@ def _read_override(override: str) -> str:
             raise
         override = f"{key}={quoted(value)}"
         parsed = parsed_override(override)
-    key, values = parsed.key_or_group, override_values(parsed)
+    key = parsed.key_or_group
     if parsed.type != OverrideType.CHANGE or parsed.package:
         raise UserError(f"{override!r} is not an override, setting=value: no setting can be added or removed")
     if is_group(key) and override != "experiment=null":
-        for option in values:
+        for option in parse_words([override])[key]:
             if option not in describe_group(key):
                 raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {option!r}")
     return override
@@ -105,7 +105,7 @@ def _read_override(override: str) -> str:
 
 def with_profile(overrides: Sequence[str]) -> list[str]:
     """The overrides, after profile=own if a task is a file. A profile that is given wins, as the last one."""
-    own = any(task_file(str(task)) for task in values_given("task", read_overrides(overrides)))
+    own = any(task_file(str(task)) for task in parse_words(read_overrides(overrides)).get("task", ()))
     return ["profile=own", *overrides] if own else [*overrides]
 
 
@@ -120,16 +120,6 @@ def unknown_key(key: str) -> str:
     near = near or difflib.get_close_matches(key, [path.name for path in CONF.iterdir() if is_group(path.name)], 1)
     hint = f"; see {', '.join(near)}" if near and near != [key] else ""
     return f"{key} is not a setting of what was chosen{hint} (python -m lora --cfg job lists them all)"
-
-
-def override_values(parsed: Override) -> list[Any]:
-    return list(parsed.sweep_iterator()) if parsed.is_sweep_override() else [parsed.value()]
-
-
-def values_given(key: str, overrides: Sequence[str]) -> list[Any]:
-    """All values that overrides give to a key."""
-    given = [override for override in overrides if override.startswith(f"{key}=")]
-    return [value for override in given for value in override_values(parsed_override(override))]
 
 
 def quoted(text: str) -> str:
@@ -211,11 +201,11 @@ def compose_settings(
     parsed = [parsed_override(override) for override in overrides]
     if sweeps := [one.input_line for one in parsed if one.is_sweep_override()]:
         raise UserError(f"a single run takes one value, got {sweeps[0]}: python -m lora -m trains several runs")
-    word = next(iter(values_given("task", overrides)[-1:]), None)
-    task = None if word is None else (tasks or {}).get(str(word))
+    word = place(overrides, "task")
+    task = None if word is None else (tasks or {}).get(word)
     if word is not None and task is None:
-        results = values_given("runtime.results", overrides)[-1:] or [f"results/{chosen_option('profile', overrides)}"]
-        task = find_task(str(word), planned_tasks(str(results[0])))
+        results = place(overrides, "runtime.results") or f"results/{chosen_option('profile', overrides)}"
+        task = find_task(word, planned_tasks(results))
     sources = tuple(one.input_line for one in parsed if _is_source(one) and one.key_or_group != "task")
     row, usual = _sections(sources, *((None, False) if task is None else (task.name, task.own is not None)))
     settings = copy.deepcopy(usual)
@@ -241,10 +231,11 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
     runtime["rate_name"] = rate_name(chosen_option("method", overrides), usual, settings)
     whole, part = task.official_rows[task.train_split], data["train_rows"]
     rows = min(part, whole) if isinstance(part, int) and part > 0 else whole
-    place = (model["name"], settings["protocol"], settings["task"], runtime["rate_name"])
-    tuned = nearest_rate(read_rates(rates), place, rows, whole)
-    if rates is not None and values_given("rates", overrides) and not at_home(str(rates)).exists():
-        raise UserError(f"the file of rates {rates} does not exist; `python -m lora tune` writes it")
+    rate_key = (model["name"], settings["protocol"], settings["task"], runtime["rate_name"])
+    tuned = nearest_rate(read_rates(rates), rate_key, rows, whole)
+    stated_file = place(overrides, "rates")
+    if stated_file is not None and not at_home(stated_file).exists():
+        raise UserError(f"the file of rates {stated_file} does not exist; `python -m lora tune` writes it")
     states_rate = any(re.match(r"(train|hparams\..*)\.lr=", override) for override in overrides)
     runtime["rate_from"] = "stated" if states_rate else row if tuned is None else "tuned"
     if runtime["rate_from"] == "tuned":

@@ -5,9 +5,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from lora.config.auto import Measure
-from lora.config.compose import compose_family, parsed_override
+from lora.config.compose import compose_family
 from lora.config.run import PlannedRun
-from lora.config.select import setting_values
+from lora.config.select import parse_value, setting_values
 from lora.data.tasks import Task
 from lora.errors import UserError
 
@@ -59,5 +59,5 @@ def expand_blocks(
 
 def has_values(run: PlannedRun, only: Values) -> bool:
     """Whether a run has one of the given values of every key."""
-    wanted = {key: [parsed_override(f"{key}={text}").value() for text in values] for key, values in only.items()}
+    wanted = {key: [parse_value(text) for text in values] for key, values in only.items()}
     return all(any(value in wanted[key] for value in setting_values(run, key)) for key in wanted)

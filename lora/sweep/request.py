@@ -16,10 +16,11 @@ import yaml
 from omegaconf import DictConfig
 
 from lora.config.auto import Measure
-from lora.config.compose import CONF, compose_config, describe_group, parsed_override, read_overrides, values_given
+from lora.config.compose import CONF, compose_config, describe_group, read_overrides
 from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks, read_profile
 from lora.config.rates import rate_of, read_rates
 from lora.config.run import SIZE, PlannedRun
+from lora.config.select import parse_value, parse_words, place, split_values
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import Task
 from lora.errors import UserError
@@ -48,8 +49,8 @@ def read_request(profile: str, arguments: Sequence[str]) -> Request:
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
     if "task" not in given and read_profile(profiles[0]).get("task", "") is None:
-        results = (values_given("runtime.results", settings_of(given)) or [f"results/{profiles[0]}"])[-1]
-        planned = sorted(planned_tasks(str(results)))
+        results = place(settings_of(given), "runtime.results") or f"results/{profiles[0]}"
+        planned = sorted(planned_tasks(results))
         given |= {"task": planned} if planned else {}
     return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
 
@@ -75,7 +76,7 @@ def select_runs(
     runs = expand_blocks(request.profile, blocks, chosen, tasks, measure)
     if not runs:
         raise UserError(f"no run of profile {request.profile} has {' '.join(overrides)} together\n{ways_out(request)}")
-    for folder in values_given("data.path", overrides):
+    for folder in parse_words(overrides).get("data.path", ()):
         if folder is not None and not at_home(str(folder)).is_dir():
             raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= (data.path) to GLUE's files")
     return runs
@@ -175,11 +176,10 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
     tasks: dict[tuple[str, str, str, int], dict[str, str]] = {}
     for run in runs if rates else ():
         origin = run.config.runtime.rate_from
-        place = (run.model, run.protocol, run.task.name)
         if origin != "stated":
             name = run.config.runtime.rate_name
             alike = rate_of(run, rates).tuned_alike if origin == "tuned" else "no values"
-            tasks.setdefault((*place, run.train_rows), {})[name] = alike
+            tasks.setdefault((run.model, run.protocol, run.task.name, run.train_rows), {})[name] = alike
     for (_, _, task, _), methods in tasks.items():
         if len(set(methods.values())) > 1:
             tried = ", ".join(f"{method} with {alike}" for method, alike in methods.items())
@@ -204,7 +204,8 @@ def own_tasks(overrides: Sequence[str]) -> dict[str, Task]:
     Raises: UserError: If a file or one of its rows is invalid, or two files of equal name and content lie in different
         folders, as the folds of a cross-validation may: their runs would have the same names.
     """
-    files = {word: path for word in map(str, values_given("task", overrides)) if (path := task_file(word))}
+    words = map(str, parse_words(overrides).get("task", ()))
+    files = {word: path for word in words if (path := task_file(word))}
     tasks = {word: read_task(path) for word, path in files.items()}
     folders: dict[str, Path | None] = {}
     for word, task in tasks.items():
@@ -252,8 +253,8 @@ def values_in(key: str, blocks: Sequence[Values]) -> list[str]:
 
 def new_values(key: str, values: Sequence[str], blocks: Sequence[Values]) -> list[str]:
     """The values that no block has, of a key that some block names. [] for any other key."""
-    known = values_in(key, blocks)
-    return [value for value in values if known and not any(same_value(key, value, other) for other in known)]
+    known = [parse_value(text) for text in values_in(key, blocks)]
+    return [text for text in values if known and parse_value(text) not in known]
 
 
 def narrow(grids: Mapping[str, Sequence[Values]], given: Values) -> dict[str, list[Values]]:
@@ -270,23 +271,17 @@ def narrow(grids: Mapping[str, Sequence[Values]], given: Values) -> dict[str, li
     for key, values in given.items():
         known = values_in(key, every)
         replaces = not known or new_values(key, values, every)
+        wanted = [parse_value(text) for text in values]
         for block in (block for blocks in kept.values() for block in blocks if key in block or not known):
             own = block.get(key, ())
-            block[key] = values if replaces else [v for v in own if any(same_value(key, v, one) for one in values)]
+            block[key] = values if replaces else [text for text in own if parse_value(text) in wanted]
     return {name: [block for block in blocks if all(block.values())] for name, blocks in kept.items()}
 
 
-@functools.lru_cache(maxsize=4096)
-def same_value(key: str, one: str, other: str) -> bool:
-    """Whether Hydra parses two texts, such as 1e-3 and 0.001, to the same value of a key."""
-    return one == other or parsed_override(f"{key}={one}").value() == parsed_override(f"{key}={other}").value()
-
-
 def split_override(override: str) -> tuple[str, list[str]]:
-    """Split `key=a,b` into its key and values. Commas inside brackets and quotes do not split."""
-    parsed = parsed_override(override)
+    """Split `key=a,b` into its key and the texts of its values."""
     key, _, text = override.partition("=")
-    return key, list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [text]
+    return key, split_values(text)
 
 
 def _text(value: Any) -> str:
