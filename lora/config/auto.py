@@ -11,14 +11,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lora.checks import build
 from lora.config.encoder_files import locate
-from lora.config.plan import Choice, locked, needs_stock, read_plan, write_plan
-from lora.config.run import ModelConfig, RunConfig
+from lora.config.plan import Choice, locked, read_plan, write_plan
+from lora.config.run import ModelConfig, RunConfig, needs_stock
 from lora.errors import UserError, first_line
 from lora.files import ROOT, read_object
 from lora.records.provenance import BF16_FLAGS, cpu_flags
@@ -50,28 +50,32 @@ def resolve_auto(
         gpu_jobs: Whether the launcher gives each job a GPU, which the machine that launches may lack.
     Raises: UserError: If the precision must be measured and cannot be.
     """
-    asked = (train.get("kernels"), model.get("attention"), train.get("precision"))
-    if "auto" not in asked:
+    asked = {"kernels": train["kernels"], "attention": model["attention"], "precision": train["precision"]}
+    stated = {key: value for key, value in asked.items() if value != "auto"}
+    if stated == asked:
         return
-    device, stock = runtime.get("device"), needs_stock(method)
-    defaults = ("stock" if stock else None, None, None)
-    stated = tuple(default if value == "auto" else value for value, default in zip(asked, defaults, strict=True))
-    encoder = build(ModelConfig, {**model, "attention": stated[1] or "eager"}, "model.")
+    device, stock = runtime["device"], needs_stock(method)
+    if stock:
+        stated = {"kernels": "stock"} | stated
+    encoder = build(ModelConfig, {**model, "attention": stated.get("attention", "eager")}, "model.")
     gpu = device == "cuda" or (device == "auto" and (gpu_jobs or bool(gpus())))
 
     def fits(choice: Choice) -> bool:
-        values = (choice.kernels, choice.attention, choice.precision)
         idle_gpu = choice.kernels == "fused" and (device == "cuda" or gpu_jobs)  # fused kernels compute on the CPU
         same = (choice.model, choice.stock) == (encoder.name, stock)
-        return same and not idle_gpu and all(value in (None, kept) for value, kept in zip(stated, values, strict=True))
+        return same and not idle_gpu and stated.items() <= asdict(choice).items()
 
-    results = Path(str(runtime.get("results")))
+    results = Path(str(runtime["results"]))
     chosen = next(filter(fits, read_plan(results).choices), None)
     if chosen is None:
-        kernels = stated[0] or ("stock" if gpu or encoder.source == "hub" or not_covered(encoder) else "fused")
+        uncovered = gpu or encoder.source == "hub" or not_covered(encoder)
+        kernels = stated.get("kernels") or ("stock" if uncovered else "fused")
         gpu &= kernels != "fused"
-        precision = stated[2] or known_precision(encoder, gpu) or ("fp32" if measure == "assumed" else None)
-        chosen = Choice(encoder.name, stock, kernels, stated[1] or ("sdpa" if gpu else "eager"), precision or "fp32")
+        attention = stated.get("attention") or ("sdpa" if gpu else "eager")
+        precision = stated.get("precision") or known_precision(encoder, gpu)
+        if measure == "assumed":
+            precision = precision or "fp32"
+        chosen = Choice(encoder.name, stock, kernels, attention, precision or "fp32")
         if precision is None and measure == "measured":
             chosen = replace(chosen, precision=faster_precision(*encoder_sizes(encoder)))
         elif precision is None:
@@ -79,10 +83,9 @@ def resolve_auto(
                 kept = next(filter(fits, plan.choices), None)
                 chosen = kept or replace(chosen, precision=faster_precision(*encoder_sizes(encoder)))
                 write_plan(results, replace(plan, choices=tuple(dict.fromkeys((*plan.choices, chosen)))))
-    train["kernels"], model["attention"], train["precision"] = (
-        given or settled
-        for given, settled in zip(stated, (chosen.kernels, chosen.attention, chosen.precision), strict=True)
-    )
+    settled = asdict(chosen) | stated
+    train.update(kernels=settled["kernels"], precision=settled["precision"])
+    model.update(attention=settled["attention"])
 
 
 def known_precision(encoder: ModelConfig, gpu: bool) -> str | None:

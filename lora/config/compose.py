@@ -18,21 +18,19 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.config.auto import Measure, resolve_auto
 from lora.config.encoder_files import local_name
-from lora.config.plan import planned_tasks
+from lora.config.plan import CONF, describe_group, planned_tasks
 from lora.config.rates import nearest_rate, rate_name, read_rates
 from lora.config.run import PlannedRun, RunConfig, run_config
 from lora.config.select import PLACES, parse_words, place
 from lora.data.own_task import find_task, task_file
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
-from lora.files import ROOT, at_home, outputs_of
+from lora.files import at_home, outputs_of
 from lora.records.provenance import cores
 
-CONF = ROOT / "conf"
 PATHS = ("task", "rates", "data.path", "model.path", "runtime.results", "runtime.outputs")
 COMPOSED = ("hparams.", "profile.", "protocol.", "launcher.")  # sections that conf/ makes settings from
 SOURCES = ("task", "rates", "runtime.results", "data.source", "data", "train", "runtime")  # conf/ reads them elsewhere
-LOCAL = ("model", ("local",), "model=local")
 OPTIONS = ("method", "model", "protocol")
 TOP = ("task", "seed", "start", "start_seed", "start_run")
 DEFAULT_ROW = "default"  # the row of tasks without their own
@@ -40,12 +38,6 @@ SECTIONS = (*TOP, "model", "method", "data", "train", "runtime", "launcher")
 
 
 # The command line.
-
-
-@functools.cache
-def describe_group(name: str) -> tuple[str, ...]:
-    """The options of a config group: the names of its files in conf/. () if there is none."""
-    return tuple(sorted(path.stem for path in (CONF / name).glob("*.yaml")))
 
 
 def is_group(key: str) -> bool:
@@ -181,10 +173,6 @@ def compose_family(
     config = run.config
     if config.start != "mnli":
         return [run]
-    if config.start_run is not None:
-        raise UserError(
-            f"start_run is filled in with the run_id of the MNLI run: leave it out, got {config.start_run!r}"
-        )
     seed = config.seed if config.start_seed is None else config.start_seed
     own = {"task": "mnli", "start": "pretrained", "start_seed": "null", "seed": seed, "runtime.save_adapter": "true"}
     shared = [override for override in overrides if override.partition("=")[0] not in own]
@@ -229,7 +217,7 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
     if model["name"] == model["source"] == "local" and model["path"]:
         model["name"] = local_name(model["path"])
     runtime["rate_name"] = rate_name(chosen_option("method", overrides), usual, settings)
-    whole, part = task.official_rows[task.train_split], data["train_rows"]
+    whole, part = task.official_rows["train"], data["train_rows"]
     rows = min(part, whole) if isinstance(part, int) and part > 0 else whole
     rate_key = (model["name"], settings["protocol"], settings["task"], runtime["rate_name"])
     tuned = nearest_rate(read_rates(rates), rate_key, rows, whole)
@@ -243,7 +231,8 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
     resolve_auto(settings["method"], model, train, runtime, bool(launcher.get("gpus")), measure)
     run = run_config(settings, task)
     # not a rule of `RunConfig`, because older records may name such folders
-    for name, sources, way in (("data", ("tsv", "parquet"), "data.source=tsv or parquet"), LOCAL):
+    readers = (("data", ("tsv", "parquet"), "data.source=tsv or parquet"), ("model", ("local",), "model=local"))
+    for name, sources, way in readers:
         section = getattr(run, name)
         if section.path is not None and section.source not in sources:
             raise UserError(

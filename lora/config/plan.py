@@ -9,12 +9,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ import yaml
 
 from lora.checks import SettingsError, build
 from lora.config.rates import TUNING
-from lora.config.run import EPOCHS, LENGTH, PlannedRun, RunConfig, RuntimeConfig, run_config
+from lora.config.run import EPOCHS, LENGTH, PlannedRun, RunConfig, RuntimeConfig, needs_stock, run_config
 from lora.config.select import parse_words, place
 from lora.data.own_task import Kept, kept_facts, kept_tasks, make_task
 from lora.data.tasks import TASKS, Task
@@ -31,6 +30,7 @@ from lora.errors import UserError, first_line
 from lora.files import ROOT, cached_by_file, exclusive, outputs_of, read_object, write_changed
 from lora.records.record import RunRecord, load_records
 
+CONF = ROOT / "conf"
 PLAN_SCHEMA = 1
 PLAN_FILE, LAUNCH, LOCK = "plan.json", "launch.json", "plan.lock"
 ADHOC, OWN_TASK = "adhoc", "own_task"  # in place of an experiment: a grid of the command's own; a user's task
@@ -38,7 +38,6 @@ COMPARING = ("glue_table2", OWN_TASK)  # the experiments that compare methods
 LEARNING_RATE = "learning_rate"  # the experiment that chose the rates of conf/; in no table of results
 ROWS = "rows"  # the experiment over numbers of train rows
 OF_RUN = ("seed", "start_seed", "start_run")  # what tells the runs of a group apart
-PATH_KEYS = (("data", "path"), ("model", "path"))
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,10 @@ def read_plan(results: str | Path) -> Plan:
 
     Raises: UserError: If the file is not a plan that this version reads.
     """
-    folder = Path(results)
-    try:
-        return _read_plan(folder / PLAN_FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        return plan_of_records(folder)
+    for path, read in ((Path(results) / PLAN_FILE, _read_plan), (Path(results) / "runs", _plan_of_records)):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return read(path)
+    return Plan({})
 
 
 @cached_by_file
@@ -139,7 +137,7 @@ def run_of_entry(
     folder: Path, entry: Entry, stored: Stored, tasks: Mapping[str, Task], first: dict[str, RunConfig]
 ) -> PlannedRun:
     """The run of an entry. `first`: group -> the settings of its first run, which are checked once."""
-    if unknown := set(entry.experiments) - experiments():
+    if unknown := {*entry.experiments} - {*describe_group("experiment"), ADHOC, TUNING}:
         raise UserError(f"experiment {min(unknown)!r} does not exist")
     if entry.group not in stored.groups:
         raise UserError(f"group {entry.group!r} does not exist")
@@ -162,33 +160,24 @@ def run_of_entry(
 
 
 @functools.cache
-def experiments() -> frozenset[str]:
-    """Every name that a run's experiments may have."""
-    return frozenset(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")) | {ADHOC, TUNING}
+def describe_group(name: str) -> tuple[str, ...]:
+    """The options of a config group: the names of its files in conf/. () if there is none."""
+    return tuple(sorted(path.stem for path in (CONF / name).glob("*.yaml")))
 
 
 def read_profile(profile: str) -> dict[str, Any]:
     """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
-    files = {path.stem: path for path in sorted((ROOT / "conf" / "profile").glob("*.yaml"))}
-    if profile not in files:
-        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(files)}")
-    return yaml.safe_load(files[profile].read_bytes())
+    if profile not in describe_group("profile"):
+        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
+    return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 
-def plan_of_records(folder: Path) -> Plan:
-    """The plan that records give: each is in the experiment for which it was first trained."""
-    runs = folder / "runs"
-    try:  # a file system's clock is coarse, so the number of entries tells too
-        return _plan_of_records(folder, runs.stat().st_mtime_ns, len(os.listdir(runs)))
-    except OSError:
-        return Plan({})
-
-
-@functools.lru_cache(maxsize=16)
-def _plan_of_records(folder: Path, *changed: int) -> Plan:
-    tasks, counts = {**TASKS, **kept_tasks(folder)}, Counter()
+@cached_by_file
+def _plan_of_records(path: Path) -> Plan:
+    """The plan that a folder of records gives: each is in the experiment for which it was first trained."""
+    tasks, counts = {**TASKS, **kept_tasks(path.parent)}, Counter()
     runs: dict[str, PlannedRun] = {}
-    for record in load_records(folder)[0]:
+    for record in load_records(path.parent)[0]:
         run = run_of(record, tasks)
         if isinstance(run, PlannedRun) and run.run_id == record.run_id:
             runs[run.run_id] = replace(run, stated={**run.stated, "run_id": run.run_id})  # never replaced
@@ -206,7 +195,7 @@ def run_of(record: RunRecord, tasks: Mapping[str, Task]) -> PlannedRun | str:
     except SettingsError as error:
         return f"{record.run_id} has settings of another version: {error.problems[0]}"
     usual = ADHOC if task.own is None else OWN_TASK
-    experiment = config.runtime.group if config.runtime.group in experiments() else usual
+    experiment = config.runtime.group if config.runtime.group in describe_group("experiment") else usual
     method = (config.runtime.rate_name or config.method.name).partition(" ")[0]
     options = {"method": method, "model": config.model.name, "protocol": config.protocol}
     stated = {EPOCHS: config.train.epochs, LENGTH: config.data.max_length}  # as far as is known
@@ -216,11 +205,6 @@ def run_of(record: RunRecord, tasks: Mapping[str, Task]) -> PlannedRun | str:
 def choice_of(run: PlannedRun) -> Choice:
     config, stock = run.config, needs_stock(dataclasses.asdict(run.config.method))
     return Choice(run.model, stock, config.train.kernels, config.model.attention, config.train.precision)
-
-
-def needs_stock(method: Mapping[str, Any]) -> bool:
-    """Whether the fused kernels lack a method: DoRA and those of PEFT."""
-    return bool(method.get("dora")) or method.get("name") == "peft"
 
 
 # Writing.
@@ -285,8 +269,7 @@ def plan_json(plan: Plan) -> bytes:
         settings = dataclasses.asdict(run.config)
         runtime = settings.pop("runtime")
         own = {key: settings.pop(key) for key in OF_RUN}
-        for section, key in PATH_KEYS:
-            settings[section][key] = None
+        settings["data"]["path"] = settings["model"]["path"] = None
         rates = (runtime["rate_from"], runtime["rate_name"])
         group = dataclasses.asdict(Group(settings, dict(run.options), dict(run.stated), *rates))
         name = hashlib.sha256(json.dumps(group, sort_keys=True).encode()).hexdigest()[:12]
@@ -348,10 +331,10 @@ def note_launch(folder: Path, runs: Iterable[PlannedRun]) -> None:
 def planned_tasks(results: str | Path) -> dict[str, Task]:
     """Name -> the task, of the user-defined ones of a plan, with the folders of the last launch."""
     tasks = {run.task.name: run.task for run in read_plan(results).runs.values() if run.task.own is not None}
-    folders = read_launch(Path(results)).tasks
-    places = {name: Path(folders[name]) if name in folders else task.folder for name, task in tasks.items()}
-    known = {name: folder for name, folder in places.items() if folder is not None and folder.is_dir()}
-    return {name: replace(task, folder=known.get(name)) for name, task in tasks.items()}
+    for name, folder in read_launch(Path(results)).tasks.items():
+        if name in tasks and Path(folder).is_dir():
+            tasks[name] = replace(tasks[name], folder=Path(folder))
+    return tasks
 
 
 def trained_by(folder: Path, profile: str, words: Sequence[str]) -> str:

@@ -5,7 +5,6 @@ The file is `results/<profile>/rates.yaml` (the setting `rates`), which git igno
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +119,14 @@ def nearest_rate(rates: Iterable[Rate], key: tuple[str, str, str, str], rows: in
     """
     kept = sorted((one for one in rates if one.key == key), key=lambda one: one.train_rows is None)
     sizes = {one.train_rows or whole: one for one in kept}  # on all rows, the rate for which no number was stated
-    nearest = min(sizes, key=lambda size: (Fraction(max(size, rows), min(size, rows)), -size), default=None)
+    nearest = min(sizes, key=lambda size: (max(size, rows) / min(size, rows), -size), default=None)
     return None if nearest is None else sizes[nearest]
 
 
 def rate_of(run: PlannedRun, rates: Iterable[Rate]) -> Rate | None:
     """`nearest_rate` for a run."""
     key = (run.model, run.protocol, run.task.name, run.config.runtime.rate_name)
-    whole = run.task.official_rows
-    return nearest_rate(rates, key, run.train_rows, whole[run.task.train_split])
+    return nearest_rate(rates, key, run.train_rows, run.whole_rows)
 
 
 def read_rates(setting: Any) -> tuple[Rate, ...]:
@@ -150,8 +148,7 @@ def read_rates(setting: Any) -> tuple[Rate, ...]:
 
 @cached_by_file
 def _read_rates(path: Path) -> tuple[Rate, ...]:
-    rates = [build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"]]
-    return tuple({(*rate.key, rate.train_rows): rate for rate in rates}.values())
+    return tuple(build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"])
 
 
 def write_rates(path: Path, new: Iterable[Rate]) -> None:

@@ -17,7 +17,6 @@ from lora.data.tasks import SOURCES_OF, Task
 from lora.methods import METHODS
 from lora.methods.configs import MethodConfig
 
-PROTOCOLS = ("printed", "released", "dagger", "ours", "long")
 MNLI_CHILDREN = ("mrpc", "rte", "stsb")
 # The settings in every run's name. One that is added later takes part only where it differs from its default, so that
 # runs that were made before keep their names.
@@ -88,8 +87,6 @@ class DataConfig:
         problems.check(fits, "path", "null for a task of your own, whose file names its rows", self.path)
         problems.check(self.train_rows is None or self.train_rows > 1, "train_rows", "null or >= 2", self.train_rows)
         problems.check(self.max_length >= 4, "max_length", ">= 4 tokens", self.max_length)
-        draws = self.train_draw == "fixed" or self.train_rows is not None
-        problems.check(draws, "train_draw", "fixed on all train rows", self.train_draw)
         problems.done()
 
 
@@ -207,8 +204,8 @@ class RunConfig:
             device = self.runtime.device
             problems.check(device != "cuda", "runtime.device", "cpu or auto with train.kernels=fused", device)
             problems.check(not recomputes, "model.gradient_checkpointing", rule, recomputes)
-            lacked = self.method.name == "peft" or getattr(self.method, "dora", False)
-            problems.check(not lacked, "train.kernels", "stock or auto with method.name=peft and method.dora", "fused")
+            covers = not needs_stock(dataclasses.asdict(self.method))
+            problems.check(covers, "train.kernels", "stock or auto with method.name=peft and method.dora", "fused")
         problems.done()
 
     @property
@@ -260,6 +257,11 @@ class RunConfig:
         return config
 
 
+def needs_stock(method: Mapping[str, Any]) -> bool:
+    """Whether the fused kernels lack a method: DoRA and those of PEFT."""
+    return bool(method.get("dora")) or method.get("name") == "peft"
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """One run, trained or not.
@@ -287,12 +289,13 @@ class PlannedRun:
     parent = property(lambda self: self.config.start_run, doc="The MNLI run that it starts from, in the same sweep.")
     examples = property(lambda self: self.train_rows * self.config.train.epochs, doc="Over all epochs.")
 
+    whole_rows = property(lambda self: self.task.official_rows["train"], doc="Number of rows of the train split.")
+
     @property
     def train_rows(self) -> int:
-        """Number of train rows: a fixed part of the split, or the whole split."""
-        official = self.task.official_rows["train"]
+        """Number of train rows: a part of the split, or the whole split."""
         part = self.config.data.train_rows
-        return official if part is None else min(part, official)
+        return self.whole_rows if part is None else min(part, self.whole_rows)
 
 
 def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
@@ -312,15 +315,13 @@ def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
         config = build(RunConfig, {**mapping, "method": built})
         sources, source = SOURCES_OF[task.family], config.data.source
         problems.check(source in sources, "data.source", f"{' or '.join(sources)} for task {task.name}", source)
+        whole = task.official_rows["train"]
+        part = config.data.train_rows
         if config.data.train_draw == "seed":
             least = max(2, len(task.labels))
-            whole = task.official_rows[task.train_split]
-            asked = config.data.train_rows
             rule = f"from {least}, a row for each class, to {whole - 1}, fewer than all, with train_draw=seed"
-            problems.check(least <= asked < whole, SIZE, rule, asked)
+            problems.check(part is not None and least <= part < whole, SIZE, rule, part)
         if config.train.selection == "train_rows":
-            part = config.data.train_rows
-            whole = task.official_rows[task.train_split]
             rule = f"at most half of {whole} with train.selection=train_rows, since as many choose the epoch"
             problems.check(part is not None and 2 * part <= whole, SIZE, rule, part)
             problems.check(config.data.train_draw == "seed", DRAW, "seed with it", config.data.train_draw)

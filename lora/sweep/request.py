@@ -16,15 +16,14 @@ import yaml
 from omegaconf import DictConfig
 
 from lora.config.auto import Measure
-from lora.config.compose import CONF, compose_config, describe_group, read_overrides
-from lora.config.plan import ADHOC, LEARNING_RATE, OWN_TASK, planned_tasks, read_profile
+from lora.config.compose import compose_config, read_overrides
+from lora.config.plan import ADHOC, CONF, LEARNING_RATE, OWN_TASK, describe_group, planned_tasks, read_profile
 from lora.config.rates import rate_of, read_rates
 from lora.config.run import SIZE, PlannedRun
 from lora.config.select import parse_value, parse_words, place, split_values
 from lora.data.own_task import read_task, task_file
 from lora.data.tasks import Task
 from lora.errors import UserError
-from lora.files import at_home
 from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.sizes import HALVES, sized
 
@@ -44,7 +43,10 @@ class Request(NamedTuple):
 
 def read_request(profile: str, arguments: Sequence[str]) -> Request:
     """Parse a command line. A profile that needs a task takes those that its results folder keeps, if none is given."""
-    given = dict(map(split_override, read_overrides(arguments)))
+    given: Values = {}
+    for override in read_overrides(arguments):
+        key, _, text = override.partition("=")
+        given[key] = split_values(text)
     profiles, named = given.pop("profile", [profile]), given.pop("experiment", None)
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
@@ -63,7 +65,7 @@ def select_runs(
     Args:
         whole: Whether to use all runs of the profile instead of its default.
         measure: As of `lora.config.compose.compose_family`.
-    Raises: UserError: If no run is left, a run is invalid, a value is in no grid, or a folder of data does not exist.
+    Raises: UserError: If no run is left, a run is invalid, or a value is in no grid.
     """
     request = read_request(profile, arguments)
     overrides = settings_of(request.given)
@@ -76,9 +78,6 @@ def select_runs(
     runs = expand_blocks(request.profile, blocks, chosen, tasks, measure)
     if not runs:
         raise UserError(f"no run of profile {request.profile} has {' '.join(overrides)} together\n{ways_out(request)}")
-    for folder in parse_words(overrides).get("data.path", ()):
-        if folder is not None and not at_home(str(folder)).is_dir():
-            raise UserError(f"data folder {folder} does not exist; set GLUE_DIR= (data.path) to GLUE's files")
     return runs
 
 
@@ -276,12 +275,6 @@ def narrow(grids: Mapping[str, Sequence[Values]], given: Values) -> dict[str, li
             own = block.get(key, ())
             block[key] = values if replaces else [text for text in own if parse_value(text) in wanted]
     return {name: [block for block in blocks if all(block.values())] for name, blocks in kept.items()}
-
-
-def split_override(override: str) -> tuple[str, list[str]]:
-    """Split `key=a,b` into its key and the texts of its values."""
-    key, _, text = override.partition("=")
-    return key, split_values(text)
 
 
 def _text(value: Any) -> str:

@@ -41,7 +41,7 @@ def sized(profile: str, blocks: Sequence[Values], tasks: Mapping[str, Task]) -> 
         for values in itertools.product(*shared.values()):
             settings = dict(zip(shared, values, strict=True))
             run = compose_family([f"profile={profile}", *map("=".join, settings.items())], tasks, "assumed")[-1]
-            whole = run.task.official_rows[run.task.train_split]
+            whole = run.whole_rows
             sizes = [str(size) for size in halves(whole)] if block[SIZE] == [HALVES] else block[SIZE]
             if block[SIZE] == [HALVES] and len(sizes) < 2:
                 rule = f"at least {2 * LEAST} train rows for sizes of {HALVES}, or sizes of your own ({SIZE}=A,B)"

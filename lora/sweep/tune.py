@@ -25,6 +25,7 @@ from lora.records.predictions import dev_predictions, is_constant
 from lora.records.record import RunRecord
 from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.launch import launch_runs
+from lora.sweep.progress import as_percent
 from lora.sweep.request import LEARNING_RATE, grids_for, own_tasks, read_request, settings_of, sweep_settings, values_in
 from lora.sweep.sizes import epochs_for
 
@@ -78,7 +79,7 @@ def main(given: argparse.Namespace) -> None:
             continue
         before = earlier.get(key)
         if before is not None and before.lr != best:
-            score = shown(before.tried[before.lr])
+            score = as_percent(before.tried[before.lr])
             line += f"; replaces {before.lr:g}, chosen earlier of {len(before.tried)} values with {score}"
         print(line)
         stated = stated_text(of_task[0].stated, asked)
@@ -121,7 +122,7 @@ def rate_grids(profile: str, given: Values, known: Collection[tuple[str, ...]] =
         single = [f"{key}={values[0]}" for key, values in own.items()]
         run = compose_family([f"profile={profile}", *single])[-1]
         first = run.config
-        if rows.isdecimal() and run.train_rows == run.task.official_rows[run.task.train_split]:
+        if rows.isdecimal() and run.train_rows == run.whole_rows:
             if (run.model, run.protocol, run.task.name, first.runtime.rate_name) in known:
                 raise UserError(
                     f"{SIZE}={rows} is all rows of {run.task.name}, on which the rate of {first.runtime.rate_name} was "
@@ -161,10 +162,6 @@ def scores(runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Pat
     return {rate: None if None in of_rate else sum(of_rate) / len(of_rate) for rate, of_rate in values.items()}
 
 
-def shown(score: float | None) -> str:
-    return "-" if score is None else f"{100 * score:.1f}"
-
-
 def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float | None, str]:
     """The rate with the best score, the lowest on a tie, None if no rate has a score; and the scores in words.
 
@@ -172,7 +169,7 @@ def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float |
         tried: In ascending order.
     """
     known = {rate: score for rate, score in tried.items() if score is not None}
-    texts = ", ".join(f"{rate:g} {shown(score)}" for rate, score in tried.items())
+    texts = ", ".join(f"{rate:g} {as_percent(score)}" for rate, score in tried.items())
     if not known:
         ways = "try other rates (train.lr=A,B,C) or more epochs (train.epochs=N)"
         return None, f"{texts}; no rate: all runs diverged or collapsed; {ways}"

@@ -171,7 +171,10 @@ def test_outputs_belong_to_their_results(results, outputs):
         ),
         (["rates={cola: 1}"], "rates must be null or the path of a file, got .*"),
         (["task=rte", "profile=small", "start_run=x"], "start_run must be null unless start=mnli, got 'x'"),
-        (["task=rte", "profile=small", "start=mnli", "start_run=x"], "start_run is filled in .* got 'x'"),
+        (
+            ["task=rte", "profile=small", "start=mnli", "start_run=x"],
+            "start_run must be null unless start=mnli, got 'x'",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

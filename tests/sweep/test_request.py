@@ -169,7 +169,6 @@ def test_without_an_experiment_the_values_are_the_grid():
         ("huge", [], "profile 'huge' does not exist; choose from base, decide, layers"),
         ("mini", ["profile=mini,small"], "profile takes one value in a sweep, got mini, small"),
         ("mini", ["method=houlsby", "method.rank=1"], "no run of profile mini has method=houlsby method.rank=1 toge"),
-        ("small", ["data.path=/no/such"], "data folder /no/such does not exist; set GLUE_DIR="),
     ],
 )
 def test_a_request_without_runs_is_one_message(profile, overrides, message):
