@@ -29,7 +29,6 @@ from lora.files import at_home, outputs_of
 from lora.records.provenance import cores
 
 PATHS = ("task", "rates", "data.path", "model.path", "runtime.results", "runtime.outputs")
-COMPOSED = ("hparams.", "profile.", "protocol.", "launcher.")  # sections that conf/ makes settings from
 SOURCES = ("task", "rates", "runtime.results", "data.source", "data", "train", "runtime")  # conf/ reads them elsewhere
 OPTIONS = ("method", "model", "protocol")
 TOP = ("task", "seed", "start", "start_seed", "start_run")
@@ -224,7 +223,7 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
     stated_file = place(overrides, "rates")
     if stated_file is not None and not at_home(stated_file).exists():
         raise UserError(f"the file of rates {stated_file} does not exist; `python -m lora tune` writes it")
-    states_rate = any(re.match(r"(train|hparams\..*)\.lr=", override) for override in overrides)
+    states_rate = any(override.startswith("train.lr=") for override in overrides)
     runtime["rate_from"] = "stated" if states_rate else row if tuned is None else "tuned"
     if runtime["rate_from"] == "tuned":
         train["lr"] = tuned.lr
@@ -239,12 +238,7 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
                 f"{name}.path={section.path} would not be read, because {name}.source is {section.source}: add {way}"
             )
     options = {group: chosen_option(group, overrides) for group in OPTIONS}
-    stated = stated_settings(overrides, usual)
-    if any(override.startswith("hparams.") for override in overrides):  # conf/ makes settings of these
-        plain = compose_settings([one for one in overrides if not one.startswith("hparams.")], tasks)[2]
-        pairs = [(name, key, value) for name in ("data", "train") for key, value in usual[name].items()]
-        stated = {f"{name}.{key}": value for name, key, value in pairs if value != plain[name][key]} | stated
-    return PlannedRun(run, task, options=options, stated=stated)
+    return PlannedRun(run, task, options=options, stated=stated_settings(overrides, usual))
 
 
 def stated_settings(overrides: Sequence[str], usual: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +257,7 @@ def _at(sections: Mapping[str, Any], key: str) -> Any:
 def _is_source(override: Override) -> bool:
     """Whether conf/ makes other settings from this one."""
     key = override.key_or_group
-    return is_group(key) or key in SOURCES or key.startswith(COMPOSED)
+    return is_group(key) or key in SOURCES or key.startswith("launcher.")
 
 
 _composed_groups = functools.lru_cache(maxsize=64)(compose_config)

@@ -14,10 +14,7 @@ from lora.config.run import SIZE, PlannedRun
 from lora.data.own_task import definition_name, task_file
 from lora.errors import UserError
 
-PLACES = (
-    *("data.path", "data.source", "data.revision", "model.path", "runtime.", "launcher", "rates", "profile"),
-    "hparams.",  # the settings that conf/ makes of these select
-)
+PLACES = ("data.path", "data.source", "data.revision", "model.path", "runtime.", "launcher", "rates", "profile")
 PIECE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\[{(]|[\]})]|,|[^'"\[\](){},]+""")
 CONSTANTS = {"null": None, "true": True, "false": False}
 

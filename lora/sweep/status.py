@@ -39,7 +39,6 @@ PARAMETERS = {"roberta_base": 125e6, "roberta_large": 355e6, "deberta_v2_xxl": 1
 TERAFLOPS = 100  # sustained: about a third of an A100's bf16 peak: an assumption, not a measurement
 IDLE_SECONDS = 15.0  # workers of a sweep that has just started may take this long to load their libraries
 FOLDER_KEYS = ("runtime.results", "runtime.outputs")  # whose runs are meant
-LISTED = 10  # at most this many runs of each state are listed while watching
 
 
 class RunStatus(NamedTuple):
@@ -95,7 +94,7 @@ def most_seconds(run: PlannedRun) -> float:
     return 6 * PARAMETERS.get(run.model, math.nan) * run.examples * run.config.data.max_length / (1e12 * TERAFLOPS)
 
 
-def text(profile: str, by_run: dict[str, RunStatus], listed: int = sys.maxsize) -> str:
+def text(profile: str, by_run: dict[str, RunStatus]) -> str:
     groups = {name: {i: status for i, status in by_run.items() if status.state == name} for name in STATES}
     counts = ", ".join(f"{len(groups[name])} {name}" for name in STATES)
     lines = [f"profile {profile}: {count_of(len(by_run), 'run')}: {counts}"]
@@ -107,8 +106,8 @@ def text(profile: str, by_run: dict[str, RunStatus], listed: int = sys.maxsize) 
         about = f"about {duration(sum(known))} if run one after another{unknown}"
         lines.append(f"time left:  {about if known else 'unknown until the first run has ended'}")
     for name in ("running", "interrupted", "failed"):
-        members = [f"  {run_id}  {status.text}".rstrip() for run_id, status in groups[name].items()]
-        lines += [f"\n{name}:", *members[:listed], *(["  ..."] if len(members) > listed else [])] if members else []
+        if groups[name]:
+            lines += [f"\n{name}:", *(f"  {run_id}  {one.text}".rstrip() for run_id, one in groups[name].items())]
     return "\n".join(lines)
 
 
@@ -121,7 +120,7 @@ def watch(profile: str, look: Callable[[], dict[str, RunStatus]]) -> None:
     with Live(auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while time.monotonic() - busy < IDLE_SECONDS:
             by_run = look()
-            live.update(Text(text(profile, by_run, LISTED)), refresh=True)
+            live.update(Text(text(profile, by_run)), refresh=True)
             states = {status.state for status in by_run.values()}
             if "running" in states:
                 busy = time.monotonic()

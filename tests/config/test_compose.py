@@ -104,7 +104,7 @@ def test_every_setting_is_in_the_name_or_states_that_it_is_not():
         ["method=full", "task=stsb", "seed=3"],
         ["method=lora", "method.targets=[q,k]", "method.rank=4", "method.ranks={q:2}", "train.clip_norm=null"],
         ["profile=paper", "model=roberta_base", "model.path=null", "protocol=printed", "task=sst2", "data.source=tsv"],
-        ["train.lr=2e-4", "train.lr=5e-4", "task=rte", "hparams.rte.epochs=7", "launcher.threads=2"],
+        ["train.lr=2e-4", "train.lr=5e-4", "task=rte", "train.epochs=7", "launcher.threads=2"],
     ],
     ids=" ".join,
 )
@@ -156,6 +156,7 @@ def test_outputs_belong_to_their_results(results, outputs):
     ("overrides", "message"),
     [
         (["foo=1"], r"foo is not a setting of what was chosen \(.*"),
+        (["task=rte", "hparams.rte.lr=1"], r"hparams.rte.lr is not a setting of what was chosen.*"),
         (["lr=1e-3"], "lr is not a setting of .*; see train.lr .*"),
         (["train.learning_rate=1"], "train.learning_rate is not a setting of .*; see train.lr, train.batch, .*"),
         (["profil=small"], "profil is not a setting of .*; see profile .*"),

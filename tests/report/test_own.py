@@ -92,16 +92,6 @@ def test_what_a_command_states_for_some_methods_alone_is_named_and_other_rows_or
     assert len(pairs) == 3 and not any(name in pair for pair in pairs for name in ("BitFit", "Houlsby", "Pfeiffer"))
 
 
-def test_lines_of_conf_hparams_that_a_command_states_are_terms_too(tmp_path):
-    asked = [f"task={write_task(tmp_path / 'data')}", "seed=1,2,3,4,5", "experiment=own_task", *FIXED]
-    for words in (["method=full", "hparams.default.batch=4"], ["method=lora", "hparams.default.epochs=2"]):
-        populate(tmp_path / "own", "own", [*asked, *words], of_method(full=0.70, lora=0.71))
-    report = build_report("own", [asked[0], "hparams.default.epochs=2"], tmp_path)
-    (table,) = (table for table in report.tables if table.name == "table2_own")
-    assert table.cells["Method"].tolist() == ["Full fine-tuning, batch=4, epochs=10", "LoRA (qv, r8), epochs=2"]
-    assert report.answers == ()
-
-
 def test_a_run_at_the_rate_that_was_chosen_on_its_seed_stands_apart(moods):
     """Tuned after or before it was in the table; tune leaves how the table's run was asked for."""
     folder, asked = moods

@@ -225,7 +225,7 @@ def test_a_rate_is_taken_by_its_runs_alone_and_names_them_as_train_lr_does(file)
         return compose_run([*SETTINGS, f"rates={file}", *overrides]).train.lr
 
     assert lr() == LR and lr("seed=7", "method.rank=4", "profile=mini") == LR
-    assert lr("train.lr=0.5") == 0.5 and lr("hparams.ratings.lr=0.25") == 0.25 and lr("rates=null") == 3e-3
+    assert lr("train.lr=0.5") == 0.5 and lr("rates=null") == 3e-3
     assert lr("task=reviews") == 3e-3 and lr("method=bitfit") != LR
     assert compose_run([*SETTINGS, f"rates={file}"]).run_id == compose_run([*SETTINGS, f"train.lr={LR}"]).run_id
     write_rates(file, [rate(lr=0.5), rate(method="lora_qkvo", lr=0.25, protocol="long", task="cola")])
