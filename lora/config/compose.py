@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
@@ -114,8 +114,8 @@ def unknown_key(key: str) -> str:
 
 
 def quoted(text: str) -> str:
-    r"""A value in Hydra's single quotes: `\'` stands for a quote, and backslashes before a quote are doubled."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
+    """A value in Hydra's single quotes."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 # The configuration.
