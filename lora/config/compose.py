@@ -198,8 +198,8 @@ def compose_settings(
     settings = copy.deepcopy(usual)
     for one in (one for one in parsed if not _is_source(one)):
         *path, last = one.key_or_group.split(".")
-        section = functools.reduce(lambda section, name: section.get(name, {}), path, settings)
-        if last not in section:
+        section = _at(settings, path)
+        if not isinstance(section, dict) or last not in section:
             raise UserError(unknown_key(one.key_or_group))
         section[last] = one.value()
     return task or TASKS[usual["task"]], row, usual, settings
@@ -247,11 +247,13 @@ def stated_settings(overrides: Sequence[str], usual: Mapping[str, Any]) -> dict[
     parsed = (parsed_override(override) for override in overrides)
     plain = {one.key_or_group: one.value() for one in parsed if not is_group(one.key_or_group)}
     own = {key: value for key, value in plain.items() if key not in TOP and not key.startswith(PLACES)}
-    return {key: value for key, value in own.items() if _at(usual, key) != value}
+    return {key: value for key, value in own.items() if _at(usual, key.split(".")) != value}
 
 
-def _at(sections: Mapping[str, Any], key: str) -> Any:
-    return functools.reduce(lambda section, name: (section or {}).get(name), key.split("."), dict(sections))
+def _at(sections: Mapping[str, Any], path: Sequence[str]) -> Any:
+    return functools.reduce(
+        lambda section, name: section.get(name) if isinstance(section, dict) else None, path, sections
+    )
 
 
 def _is_source(override: Override) -> bool:

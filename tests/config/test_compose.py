@@ -157,6 +157,7 @@ def test_outputs_belong_to_their_results(results, outputs):
     [
         (["foo=1"], r"foo is not a setting of what was chosen \(.*"),
         (["task=rte", "hparams.rte.lr=1"], r"hparams.rte.lr is not a setting of what was chosen.*"),
+        (["train.lr.x=1"], r"train.lr.x is not a setting of what was chosen.*"),
         (["lr=1e-3"], "lr is not a setting of .*; see train.lr .*"),
         (["train.learning_rate=1"], "train.learning_rate is not a setting of .*; see train.lr, train.batch, .*"),
         (["profil=small"], "profil is not a setting of .*; see profile .*"),
