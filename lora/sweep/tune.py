@@ -12,7 +12,7 @@ The rates are written to results/<profile>/rates.yaml (`lora.config.rates`), and
 import argparse
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def main(given: argparse.Namespace) -> None:
     if path is None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
     earlier = {(*one.key, one.train_rows): one for one in read_rates(path)}
-    grids = rate_grids(profile, asked, {key[:-1] for key in earlier if key[-1] is None})
+    grids = rate_grids(profile, asked)
     tasks = own_tasks(settings_of(asked))
     planned = [expand_blocks(profile, {TUNING: [axes]}, None, tasks, "kept") for _, axes in grids]  # MNLI runs included
     every = {run.run_id: run for runs in planned for run in runs}
@@ -91,13 +91,8 @@ def main(given: argparse.Namespace) -> None:
         raise UnfinishedError("\n".join(without))
 
 
-def rate_grids(profile: str, given: Values, known: Collection[tuple[str, ...]] = ()) -> list[tuple[RunConfig, Values]]:
-    """The grid of each method and task of a command's overrides: a run of the grid, and the grid's overrides. One on
-    as many rows as there are is a grid on all rows.
-
-    Args:
-        known: `Rate.key` of those that were chosen on all rows, which rates for numbers of rows leave as they are.
-    """
+def rate_grids(profile: str, given: Values) -> list[tuple[RunConfig, Values]]:
+    """The grid of each method and task of a command's overrides: a run of the grid, and the grid's overrides."""
     grids_of_tables = [blocks for name, blocks in grids_for(profile).items() if name != LEARNING_RATE]
     reported = {seed for blocks in grids_of_tables for seed in values_in("seed", blocks)}
     axes = {"seed": [SEED]} | {key: values for key, values in given.items() if key not in ("method", "task")}
@@ -123,13 +118,8 @@ def rate_grids(profile: str, given: Values, known: Collection[tuple[str, ...]] =
         run = compose_family([f"profile={profile}", *single])[-1]
         first = run.config
         if rows.isdecimal() and run.train_rows == run.whole_rows:
-            if (run.model, run.protocol, run.task.name, first.runtime.rate_name) in known:
-                raise UserError(
-                    f"{SIZE}={rows} is all rows of {run.task.name}, on which the rate of {first.runtime.rate_name} was "
-                    f"chosen already: leave it out, or leave out {SIZE} to choose that rate again"
-                )
-            del own[SIZE]
-        elif rows and first.data.train_rows and EPOCHS not in own:  # as long as the runs of experiment=rows
+            raise UserError(f"{SIZE}={rows} is all rows of {run.task.name}: null tunes for them, as without {SIZE}")
+        if rows and first.data.train_rows and EPOCHS not in own:  # as long as the runs of experiment=rows
             own[EPOCHS] = [str(epochs_for(first.train, first.data.train_rows))]
         around = [repr(float(f"{first.train.lr * factor:.3g}")) for factor in RATE_FACTORS]
         grids.append((first, {**own, "train.lr": stated or around}))

@@ -106,18 +106,17 @@ def test_what_rows_are_like_says_of_which_rows_it_is(asked):
 
 
 def test_rates_for_numbers_of_rows_leave_the_rate_on_all_rows(asked):
-    """All rows, by their number, are all rows; and a rate that was chosen on them stays."""
-    given = {"task": [asked[0].removeprefix("task=")], "method": ["lora"], "data.train_rows": ["450", "900"]}
+    """All rows are tuned for where they are asked for as such; and a rate that was chosen on them comes first."""
+    given = {"task": [asked[0].removeprefix("task=")], "method": ["lora"], "data.train_rows": ["450", "null"]}
     part, whole = rate_grids("own", given)
-    assert part[1]["data.train_rows"] == ["450"] and "data.train_rows" not in whole[1]
-    first = whole[0]
-    known = {(first.model.name, first.protocol, first.task, "lora")}
-    with pytest.raises(UserError, match=r"train_rows=900 is all rows of .* the rate of lora was chosen already"):
-        rate_grids("own", given, known)
-    on_all = Rate(*min(known), 1e-3, (0,), {1e-3: 0.5})
-    by_number = Rate(*min(known), 2e-3, (0,), {2e-3: 0.5}, 900)
+    assert (part[0].data.train_rows, whole[0].data.train_rows) == (450, None)
+    with pytest.raises(UserError, match=r"data.train_rows=900 is all rows of .*: null tunes for them"):
+        rate_grids("own", given | {"data.train_rows": ["450", "900"]})
+    place = whole[0].model.name, whole[0].protocol, whole[0].task, "lora"
+    on_all = Rate(*place, 1e-3, (0,), {1e-3: 0.5})
+    by_number = Rate(*place, 2e-3, (0,), {2e-3: 0.5}, 900)
     for order in ([on_all, by_number], [by_number, on_all]):
-        assert nearest_rate(order, min(known), 900, 900) == on_all
+        assert nearest_rate(order, place, 900, 900) == on_all
 
 
 # The report
