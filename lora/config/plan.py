@@ -53,11 +53,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Group:
-    """What the runs of a group share: all settings but `OF_RUN`, runtime and paths, and how they were asked for.
-
-    Args:
-        options, stated: As of `lora.config.run.PlannedRun`.
-    """
+    """What the runs of a group share: all settings but `OF_RUN`, runtime and paths, and how they were asked for."""
 
     settings: dict
     options: dict[str, str]

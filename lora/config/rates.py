@@ -13,7 +13,7 @@ import yaml
 from lora.checks import Problems, SettingsError, build
 from lora.config.run import SIZE, PlannedRun
 from lora.errors import UserError, first_line
-from lora.files import REFERENCE, RESULTS, cached_by_file, exclusive, write_atomically
+from lora.files import REFERENCE, RESULTS, at_home, cached_by_file, exclusive, write_atomically
 
 RATES_FILE = "rates.yaml"
 AT = ", at "  # before the number of train rows of a tuning
@@ -105,17 +105,13 @@ def rates_path(setting: Any) -> Path | None:
         return None
     if not isinstance(setting, str | Path):
         raise UserError(f"rates must be null or the path of a file, got {setting!r}")
-    path = Path(setting).expanduser()
+    path = at_home(setting)
     return None if (RESULTS / REFERENCE).resolve() in path.resolve().parents else path
 
 
 def nearest_rate(rates: Iterable[Rate], key: tuple[str, str, str, str], rows: int, whole: int) -> Rate | None:
     """The rate of an encoder, protocol, task and method, if there is one. Of several, the one that was tuned on the
-    nearest number of train rows: the smallest ratio, the larger number on a tie.
-
-    Args:
-        rows: Those of the run.
-        whole: Those of the whole split.
+    number of train rows, of `whole`, nearest to `rows`: the smallest ratio, the larger number on a tie.
     """
     kept = sorted((one for one in rates if one.key == key), key=lambda one: one.train_rows is None)
     sizes = {one.train_rows or whole: one for one in kept}  # on all rows, the rate for which no number was stated
