@@ -29,6 +29,7 @@ from lora.table import Table
 PAPER_ROWS = FOLDERS / "glue_table2" / "rows.csv"
 # text columns, which come first
 WORDS = ("Model", "Protocol", "Method", "Minus", "Task", "Adapted", "Learning rate", "Chosen", "Head's rate", "Class")
+TEST_TITLE = "Test rows, not used to choose"
 ENDINGS = {"whole": "", "embedded": "", "part": "_part", "own": "_own"}
 
 
@@ -92,6 +93,11 @@ class Section:
         table = Table(f"{file}{ending}", title, cells, words, tuple(notes), banner, self.above, drawn)
         return replace(table, experiment=self.experiment.name, units=task_units(self.runs))
 
+    def detail(self, cells: pd.DataFrame, key: str, file: str, title: str, **figures: Figure | None) -> list[Table]:
+        """A table of details with the note `key`, without what stands above the experiment's own; [] if it is empty."""
+        table = self.table(cells, [note(key)], file, title, **figures)
+        return [replace(table, banner="", above="")] if len(cells) else []
+
 
 def methods(section: Section) -> list[Table]:
     """Table 2, next to the paper's cells, and every method compared with every other."""
@@ -116,28 +122,18 @@ def methods(section: Section) -> list[Table]:
     if is_own:
         cells = rates_table(section.runs, section.gathered.rates)
         made.append(section.table(cells, [note("rates")], "rates", "How each learning rate was chosen"))
-        costs = section.table(own.costs_table(section.runs), [note("costs")], "costs", "What each method costs")
-        made.append(replace(costs, banner="", above=""))
-        made += dev_and_test(section, "test") + errors(section)
+        made += section.detail(own.costs_table(section.runs), "costs", "costs", "What each method costs")
+        made += section.detail(own.test_table(section.runs), "test", "test", TEST_TITLE)
+        made += errors(section)
     return made
-
-
-def dev_and_test(section: Section, file: str) -> list[Table]:
-    """Dev and test scores of the runs that scored labelled test rows; no table without any."""
-    table = section.table(own.test_table(section.runs), [note("test")], file, "Test rows, not used to choose")
-    return [replace(table, banner="", above="")] if len(table.cells) else []
 
 
 def errors(section: Section) -> list[Table]:
     """Where the methods err, for the tasks whose rows were analysed."""
-    tasks, made = section.gathered.tasks, []
-    if any(entry["methods"] for entry in section.own_rows.values()):
-        cells = own.classes_table(section.own_rows, {name: tasks[name].labels for name in section.own_rows})
-        drawn = {
-            f"confusion_{name}": own.confusion_figure(entry, tasks[name]) for name, entry in section.own_rows.items()
-        }
-        table = section.table(cells, [note("classes")], "classes", "Each class", **drawn)
-        made.append(replace(table, banner="", above=""))
+    tasks = section.gathered.tasks
+    cells = own.classes_table(section.own_rows, {name: tasks[name].labels for name in section.own_rows})
+    drawn = {f"confusion_{name}": own.confusion_figure(entry, tasks[name]) for name, entry in section.own_rows.items()}
+    made = section.detail(cells, "classes", "classes", "Each class", **drawn)
     for name, entry in section.own_rows.items():
         path = section.gathered.folder / "analysis" / ERRORS.format(task=name)
         if len(cells := own.errors_table(path)):
@@ -208,9 +204,8 @@ def sizes(section: Section) -> list[Table]:
     cells = sizes_table(section.runs, section.summary)
     made = section.table(cells, [*section.notes, note(ROWS)], rows=sizes_figure(section.runs))
     cells = rates_table(section.runs, section.gathered.rates)
-    title = "How each learning rate was chosen, by train rows"
-    rates = replace(section.table(cells, [note("rates")], f"{ROWS}_rates", title), banner="", above="")
-    return [made, rates, *dev_and_test(section, f"{ROWS}_test")]
+    rates = section.detail(cells, "rates", f"{ROWS}_rates", "How each learning rate was chosen, by train rows")
+    return [made, *rates, *section.detail(own.test_table(section.runs), "test", f"{ROWS}_test", TEST_TITLE)]
 
 
 def others(section: Section) -> list[Table]:

@@ -106,10 +106,8 @@ def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -
                 printed[tasks[task]] = (
                     "-" if pd.isna(value) else Value(value, f"{value}" if pd.isna(std) else f"{value} ±{std}")
                 )
-            mean = cells["value"].reindex([*map(task_title, tasks)]).mean(skipna=False)
-            lines.append(
-                {name: printed.get(name, "") for name in table} | ({"Avg.": number(mean)} if len(tasks) > 1 else {})
-            )
+            printed["Avg."] = number(cells["value"].reindex([*map(task_title, tasks)]).mean(skipna=False))
+            lines.append({name: printed.get(name, "") for name in table})
     return pd.DataFrame(lines)
 
 
