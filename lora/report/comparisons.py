@@ -14,7 +14,7 @@ from lora.records.analysis import Analyses
 from lora.records.record import load_frame, load_records
 from lora.report import stats
 from lora.report.experiments import OWN, REPEATED
-from lora.report.gather import OF_MACHINES, Gathered
+from lora.report.gather import Gathered
 from lora.report.labels import setting, setting_columns
 from lora.report.notes import note
 from lora.report.runs import (
@@ -30,6 +30,8 @@ from lora.report.runs import (
 )
 from lora.report.tables import collapsed_among, rates_text, score, seeds, trainable_cell
 from lora.table import Cell, Table, Value, number
+
+OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
 
 
 def groups_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:

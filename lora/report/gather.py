@@ -6,7 +6,7 @@ What a run was is read from its record, and which runs were asked for from the f
 import argparse
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,6 @@ from lora.records.record import RunRecord, adapter_path, load_frame, load_record
 from lora.report.experiments import ADHOC, EXPERIMENTS, LEARNING_RATE, MAIN, OWN, OWN_TASK
 from lora.report.runs import PLACE, facts_of, in_table_order, shared_settings, with_labels, with_records
 from lora.sweep.state import State, sweep_state
-
-OF_MACHINES = ("train.precision", "train.kernels", "model.attention")  # settings that may depend on the machine
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,6 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
         none = f"none of the {len(known)} runs of {folder} has {' '.join(overrides)}"
         raise UserError(f"{none}: {trained_by(folder, profile, overrides)}")
     by_tune = {run.run_id for run in known.values() if run.experiments == (TUNING,)}
-    unplanned = [record for record in records if record.run_id not in plan.runs]
-    by_tune |= {record.run_id for record in unplanned if record.config["runtime"].get("group") == TUNING}
     rates = read_rates(place(overrides, "rates") or folder / RATES_FILE)
     flattered = {run.run_id for run in known.values() if is_flattered(run, rates)}
     expected = [run for run in asked if run.experiments and run.run_id not in by_tune | flattered]
@@ -148,8 +144,7 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     state = replace(state, ok=ok, extra=extra, problems=(*state.problems, *broken))
     refuse_mixed_rows(frame)
     wanted = by_experiment(expected, parse_words(overrides).get("experiment"))
-    dropped = OF_MACHINES if is_reference else ()  # the committed files are the same on every machine
-    runs = frame_of(wanted, {run_id: known[run_id] for run_id in sorted(ok)}, frame, dropped)
+    runs = frame_of(wanted, {run_id: known[run_id] for run_id in sorted(ok)}, frame)
     is_rate = runs["experiment"] == LEARNING_RATE
     where = (profile, folder, own, reference, is_reference, tuple(overrides), tasks)
     tuning = tuple(record for record in records if record.run_id in by_tune)
@@ -165,25 +160,21 @@ def is_flattered(run: PlannedRun, rates: Sequence[Rate]) -> bool:
 
 
 def frame_of(
-    wanted: Mapping[str, Sequence[PlannedRun]],
-    trained: Mapping[str, PlannedRun],
-    records: pd.DataFrame,
-    dropped: Collection[str],
+    wanted: Mapping[str, Sequence[PlannedRun]], trained: Mapping[str, PlannedRun], records: pd.DataFrame
 ) -> pd.DataFrame:
     """The runs of each experiment with their records and labels, in the tables' order.
 
     Args:
         wanted: As of `by_experiment`.
         trained: run_id -> run, of all with a record: others than the wanted ones are shown too.
-        dropped: As of `lora.report.runs.facts_of`.
     """
     hidden = {run.parent for run in wanted["mnli_start"]}  # whose table does not show them
     starts = {"mnli_start": [run for run in wanted["mnli_start"] if run.run_id not in hidden]}
     listed = [(name, run) for name, runs in {**wanted, **starts}.items() for run in runs]
     listed.sort(key=lambda of_name: of_name[1].run_id not in trained)  # of two that are the same, a trained one
     named = {run.run_id for _, run in listed} | hidden
-    others = facts_of([(OWN, run) for run_id, run in trained.items() if run_id not in named], dropped)
-    every = with_records(place_others(facts_of(listed, dropped), others), records)
+    others = facts_of([(OWN, run) for run_id, run in trained.items() if run_id not in named])
+    every = with_records(place_others(facts_of(listed), others), records)
     main = every[every["experiment"].isin(MAIN)]
     tables = []
     for name, experiment in EXPERIMENTS.items():
@@ -207,7 +198,7 @@ def known_runs(
             if isinstance(run, str):
                 unknown.append(run)
             elif run.run_id == record.run_id:
-                known[record.run_id] = replace(run, experiments=())
+                known[run.run_id] = run if run.experiments == (TUNING,) else replace(run, experiments=())
     return known, unknown
 
 

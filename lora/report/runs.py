@@ -96,15 +96,15 @@ def cell_key(row: Any) -> str:
     return " ".join(row[column] for column in CELL)
 
 
-def facts_of(expected: Iterable[tuple[str, PlannedRun]], dropped: Collection[str] = ()) -> pd.DataFrame:
+def facts_of(expected: Iterable[tuple[str, PlannedRun]]) -> pd.DataFrame:
     """What is known of runs before they are trained; of several that are the same run on all rows, however these were
-    asked for, of the first. `dropped`: settings that do not count."""
+    asked for, of the first."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for experiment, run in expected:
         facts = {"experiment": experiment} | {name: getattr(run, name) for name in ("run_id", *FACTS)}
         if run.train_rows == run.task.official_rows["train"]:
             run = replace(run, config=replace(run.config, data=replace(run.config.data, train_rows=None)))
-        named = {key: value for key, value in named_settings(run.config).items() if key not in dropped}
+        named = named_settings(run.config)
         stated = run.stated if experiment in (*MAIN, OWN) else {}  # others may compare lengths
         stated = {EPOCHS: run.config.train.epochs} if experiment == ROWS else stated  # which follow from the size
         terms = {key: stated.get(key, "usual") for key in (EPOCHS, LENGTH)} | {key: named[key] for key in (SIZE, DRAW)}
