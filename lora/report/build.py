@@ -24,7 +24,7 @@ from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
 from lora.report.own import above_all, lacking
-from lora.report.rates import learning_rate_table, origins_of
+from lora.report.rates import learning_rate_table
 from lora.report.runs import with_others_epoch
 from lora.report.train_rows import size_sentences
 from lora.sweep.progress import count_of
@@ -141,10 +141,10 @@ def build_report(name: str, overrides: Sequence[str] = (), results: Path | None 
         tables += TABLES[section.experiment.name](section)
         cells.append(section.summary.assign(experiment=section.experiment.name))
         if section.kind == "own" and section.experiment.is_main:
-            lines += answers(section.pairs, analyses, origins_of(section.runs, gathered.rates), section.runs)
+            lines += answers(section.pairs, analyses, section.origins, section.runs)
             lines += above_all(section.summary, section.own_rows)
         if section.experiment.name == ROWS:
-            lines += size_sentences(section.runs, origins_of(section.runs, gathered.rates))
+            lines += size_sentences(section.runs, section.origins)
     by_task = LAYERS in set(gathered.runs["experiment"])
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))

@@ -18,9 +18,9 @@ from lora.report.experiments import ADHOC, EXPERIMENTS, FOLDERS, LAYERS, OWN, OW
 from lora.report.figures import Figure, by_parameters, forest, learning_curves, minus_base, minus_lora, slopes
 from lora.report.gather import Gathered
 from lora.report.labels import setting
-from lora.report.notes import BANNERS, caption, conditions, encoder_notes, note
+from lora.report.notes import BANNERS, NOTES, caption, conditions, encoder_notes, note
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
-from lora.report.rates import rates_table, tuning_banner
+from lora.report.rates import origins_of, rates_table
 from lora.report.runs import KINDS, START_TITLES, method_label, summarise, targets_and_ranks, task_units, with_labels
 from lora.report.tables import table2, table5, table6, with_paper
 from lora.report.train_rows import sizes_figure, sizes_table, summary_of, with_sizes
@@ -63,6 +63,11 @@ class Section:
     def above(self) -> str:
         return conditions(self.runs, self.curves)
 
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        """run_id -> how its learning rate was chosen."""
+        return origins_of(self.runs, self.gathered.rates)
+
     @property
     def own_rows(self) -> dict[str, Mapping[str, Any]]:
         """Task -> what its rows say, of those that were analysed."""
@@ -85,8 +90,8 @@ class Section:
         """A table; the experiment's own by default."""
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
         ending, banner = ENDINGS[self.kind], BANNERS[self.kind]
-        if self.kind == "own":
-            banner = tuning_banner(self.runs, self.gathered.rates)
+        if self.kind == "own" and {*self.origins.values()} == {"untuned"}:
+            banner = NOTES["untuned"]
         file = file or self.experiment.tables[0]
         title = f"{title or self.experiment.title} ({self.gathered.name})"
         drawn = {f"{key}{ending}": figure for key, figure in figures.items() if figure is not None}

@@ -17,6 +17,7 @@ from lora.report.experiments import OWN, REPEATED
 from lora.report.gather import Gathered
 from lora.report.labels import setting, setting_columns
 from lora.report.notes import note
+from lora.report.rates import unlike
 from lora.report.runs import (
     CELL,
     facts_of,
@@ -79,39 +80,36 @@ def answers(pairs: pd.DataFrame, analyses: Analyses, origins: Mapping[str, str],
     """
     lines = []
     for row in pairs.dropna(subset=["mean"]).itertuples():
-        one, other = ({origins[run_id] for run_id in side if run_id in origins} for side in zip(*row.runs, strict=True))
+        ids = [run_id for pair in row.runs for run_id in pair]
         low, high = analyses.over_rows(row.runs, "best")
-        if one and other and one != other:
-            chosen = " and ".join(" or ".join(sorted(side)) for side in (one, other))
-            word = f"not judged, because their learning rates were not chosen alike: {chosen}"
-        elif (word := stats.direction(stats.interval_of(row))) != "undecided":
-            if low <= 0 <= high:
-                rows = analyses.own_rows.get(row.task, {}).get("rows")
-                word += stats.ON_ROWS + (rows_text(rows_needed(row, analyses, rows[1])) if rows else "")
-        else:
+        refused = unlike(ids, origins)
+        word = refused or stats.direction(stats.interval_of(row))
+        if word == "undecided":
             word += stats.few_text(stats.interval_of(row)) + stats.needed_text(row.needed, "tell them apart")
+        elif not refused and low <= 0 <= high:
+            word += stats.ON_ROWS + rows_needed(row, analyses)
         about = LOWER if row.place.endswith(f"{LOWER})") else ""
         about += f", {row.model}" if pairs["model"].nunique() > 1 else ""
         both = "" if pd.isna(low) else f", for other seeds and rows {stats.ends(low, high)}"
         value = f"{stats.interval_of(row).shown}{both}, n = {row.n}"
-        word += collapsed_among(runs[runs["run_id"].isin([run_id for pair in row.runs for run_id in pair])])
+        word += collapsed_among(runs[runs["run_id"].isin(ids)])
         lines.append(f"{row.one} - {row.other}, {task_title(row.task)}{about}: {value}: {word}")
     return lines
 
 
-def rows_needed(row: Any, analyses: Analyses, rows: int) -> float:
-    """The number of dev rows at which the interval for other seeds and rows would exclude 0 with a probability of
-    `POWER`, at this difference, these seeds and this spread over rows; infinite if more rows cannot do it."""
+def rows_needed(row: Any, analyses: Analyses) -> str:
+    """A part of a sentence: the number of dev rows at which the interval for other seeds and rows would exclude 0 with
+    a probability of `POWER`, at this difference, these seeds and this spread over rows; empty if that is not known."""
+    if row.task not in analyses.own_rows:
+        return ""
     deviates = special.ndtri((1 + stats.LEVEL) / 2) + special.ndtri(stats.POWER)
     over_rows = (analyses.over_rows(row.runs, "best", "examples")[1] - row.mean) / special.ndtri((1 + stats.LEVEL) / 2)
     over_seeds = (row.high - row.mean) / special.stdtrit(row.n - 1, (1 + stats.LEVEL) / 2)
     left = (row.mean / deviates) ** 2 - over_seeds**2
-    return math.ceil(rows * over_rows**2 / left) if left > 0 else math.inf
-
-
-def rows_text(rows: float) -> str:
-    """A part of a sentence about `rows_needed`."""
-    needed = f"about {rows:,.0f} dev rows" if math.isfinite(rows) else "more seeds and dev rows"
+    needed = "more seeds and dev rows"
+    if left > 0:
+        _, rows = analyses.own_rows[row.task]["rows"]
+        needed = f"about {math.ceil(rows * over_rows**2 / left):,} dev rows"
     return f"; {needed} would show it for others with {stats.POWER:.0%} power"
 
 

@@ -1,6 +1,6 @@
 """The learning rates that were tried, and how the rate of each run was chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ from lora.data.metrics import better
 from lora.report.experiments import EXPERIMENTS
 from lora.report.figures import by_rate
 from lora.report.labels import setting
-from lora.report.notes import BANNERS, NOTES, conditions, encoder_notes, note
+from lora.report.notes import BANNERS, conditions, encoder_notes, note
 from lora.report.runs import method_label, row_names, task_labels, task_title, task_units, with_labels
 from lora.report.tables import collapsed_text
 from lora.table import Table, number
@@ -114,11 +114,6 @@ def rates_table(runs: pd.DataFrame, rates: Sequence[Rate]) -> pd.DataFrame:
     return pd.DataFrame(lines).drop_duplicates(ignore_index=True)
 
 
-def tuning_banner(runs: pd.DataFrame, rates: Sequence[Rate]) -> str:
-    """What stands above the tables if no learning rate was tuned, or stated for every method."""
-    return NOTES["untuned"] if {*origins_of(runs, rates).values()} == {"untuned"} else ""
-
-
 def origins_of(runs: pd.DataFrame, rates: Sequence[Rate]) -> dict[str, str]:
     """run_id -> how its rate was chosen: `untuned`, or `tuned, of 3 values`. Without runs whose rate was stated."""
     origins = {}
@@ -127,3 +122,11 @@ def origins_of(runs: pd.DataFrame, rates: Sequence[Rate]) -> dict[str, str]:
         usual = "tuned" if run.rate_from == "tuned" else "untuned"
         origins[run.run_id] = usual if rate is None else f"tuned, of {rate.tuned_alike}"
     return origins
+
+
+def unlike(run_ids: Iterable[str], origins: Mapping[str, str]) -> str:
+    """Why runs are not compared, if their learning rates were not chosen alike. `origins`: of `origins_of`."""
+    chosen = dict.fromkeys(origins[run_id] for run_id in run_ids if run_id in origins)
+    if len(chosen) < 2:
+        return ""
+    return f"not judged, because their learning rates were not chosen alike: {' and '.join(chosen)}"

@@ -14,6 +14,7 @@ from lora.config.rates import AT
 from lora.config.run import EPOCHS, SIZE
 from lora.data.metrics import LOWER, better
 from lora.report.figures import Figure, bands, figure
+from lora.report.rates import unlike
 from lora.report.runs import row_names, summarise, task_labels, task_title
 from lora.report.stats import DIGITS, Interval, all_pairs, direction, few_text, interval_of, mean_interval, needed_text
 from lora.report.tables import collapsed_among, score
@@ -81,7 +82,7 @@ def size_sentences(runs: pd.DataFrame, origins: Mapping[str, str]) -> list[str]:
             of_both = of_method[of_method["size"].isin((few, many))]
             if added.n:
                 what = f"{label}, {task_title(task)}{about}: {many:,} train rows instead of {few:,} change the score by"
-                word = unlike(of_both, {i: origin.partition(AT)[0] for i, origin in origins.items()})
+                word = unlike(of_both["run_id"], {i: origin.partition(AT)[0] for i, origin in origins.items()})
                 word = word or f"{direction(added)}{few_text(added)}"
                 lines.append(f"{what} {added.shown}, n = {added.n}: {word}{collapsed_among(of_both)}")
         for size in dict.fromkeys((sizes[0], sizes[-1])):
@@ -97,18 +98,10 @@ def gain(runs: pd.DataFrame, few: int, many: int) -> Interval:
     return mean_interval((scores[many] - scores[few]).dropna().round(DIGITS).to_numpy())
 
 
-def unlike(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
-    """Why runs are not judged, if their learning rates were not chosen alike."""
-    chosen = sorted({origins[run_id] for run_id in runs["run_id"] if run_id in origins})
-    if len(chosen) < 2:
-        return ""
-    return f"not judged, because the learning rates were not chosen alike: {' and '.join(chosen)}"
-
-
 def ahead(runs: pd.DataFrame, origins: Mapping[str, str]) -> str:
     """The method that is better than every other on the runs of one size, or the best mean and what is undecided. Of
     the seeds that all methods have."""
-    if word := unlike(runs, origins):
+    if word := unlike(runs["run_id"], origins):
         return word
     scores = runs.pivot(index="seed", columns="label", values="best").dropna()
     sign = better(runs["metric"].iloc[0])

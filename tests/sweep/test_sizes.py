@@ -182,7 +182,7 @@ def test_a_gain_between_rates_that_were_tuned_unlike_is_not_judged(asked, tmp_pa
     populate(tmp_path / "results", "own", [*asked, "method=lora", "data.train_rows=56,null"], score)
     runs = with_sizes(gather("own", asked[1:2]).runs)
     place, whole = ("minilm", "ours", "moods", "lora", 1e-3, (0,)), {1e-3: 0.5}
-    for few, word in ((whole, "higher"), ({1e-3: 0.5, 1e-2: 0.4}, "not judged, because the learning rates")):
+    for few, word in ((whole, "higher"), ({1e-3: 0.5, 1e-2: 0.4}, "not judged, because their learning rates")):
         origin = {size: Rate(*place, tried, size % 900 or None) for size, tried in ((56, few), (900, whole))}
         origins = {run.run_id: f"tuned, of {origin[run.size].tuned_alike}" for run in runs.itertuples()}
         (line,) = size_sentences(runs, origins)
@@ -212,7 +212,7 @@ def test_methods_that_were_not_tuned_alike_are_not_compared(asked, tmp_path):
     populate(tmp_path / "results", "own", [*asked, "method=full", f"rates={tmp_path}/results/rates.yaml"], score)
     compared = [line for line in build_report("own", asked).answers if line.startswith("At ")]
     assert len(compared) == 2 and all(
-        "not judged, because the learning rates were not chosen alike" in c for c in compared
+        "not judged, because their learning rates were not chosen alike" in c for c in compared
     )
 
 
