@@ -134,7 +134,6 @@ def write_report(report: Report, folder: Path) -> None:
 def options(parser: argparse.ArgumentParser) -> None:
     profile_options(parser)
     parser.add_argument("--pages", action="store_true", help="write the committed files and pages (make tables)")
-    parser.add_argument("--plain", action="store_true", help="print Markdown, as into a file")
     parser.add_argument("--latex", action="store_true", help="write the main tables in LaTeX below results/export")
     parser.add_argument("--csv", action="store_true", help="write every run and cell as CSV below results/export")
     parser.add_argument("--brief", action="store_true", help="do not print the tables: the sweep has")
@@ -164,7 +163,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.brief:
         # what the folder's analyses lack, they lack for a selection too
         report = replace(build_report(arguments.profile, words), analyses=report.analyses) if selects else report
-        show(report, plain=arguments.plain)
+        show(report)
     for wanted, export in ((arguments.latex, latex_files), (arguments.csv, csv_files)):
         given = place(words, "runtime.results")  # a folder of its own, which keeps its exports
         below = gathered.folder / "export" if given else gathered.results / "export" / gathered.name

@@ -26,15 +26,14 @@ STATUS_SHOWN = 5  # lines on missing and failed runs at the end of a sweep, whic
 WORD_COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
-def show(report: Report, experiments: Sequence[str] = (), plain: bool = False) -> None:
+def show(report: Report, experiments: Sequence[str] = ()) -> None:
     """Print a report.
 
     Args:
         experiments: After a sweep, those that it asked for. A terminal then shows one screen: their first table, what
             came out, and how many tables and claims the page has besides. Runs that no sweep asked for are left out.
-        plain: Print Markdown in any case.
     """
-    if plain or not sys.stdout.isatty():
+    if not sys.stdout.isatty():
         print(markdown_report(report, bool(experiments)))
         return
     console = Console(highlight=False)

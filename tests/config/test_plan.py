@@ -231,7 +231,7 @@ def test_status_and_report_need_no_word_of_the_launch(model_dir, tmp_path, monke
     shutil.copytree(tmp_path / "results", tmp_path / "elsewhere" / "results")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert lora("status", "own").stdout.startswith("profile own: 2 runs: 2 done")
-    reported = lora("report", "own", "--plain")
+    reported = lora("report", "own")
     names = {run.task.name for run in read_plan("results/own").runs.values()}
     assert reported.returncode == 0 and len(names) == 2 and all(name in reported.stdout for name in names)
     assert {task.folder for task in planned_tasks("results/own").values()} == {path.parent for path in tasks}
