@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from lora.errors import UserError
 from lora.methods.configs import AdapterDropConfig, BottleneckConfig, HoulsbyConfig
 from lora.models.architectures import ARCHITECTURES
-from lora.models.modules import architecture_of, encoder_layers, is_layer_norm, replace, train_only
+from lora.models.modules import architecture_of, encoder_layers, is_layer_norm, train_only
 from lora.rng import generator
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "swish": F.silu}
 
 
 class Bottleneck(nn.Module):
-    """up(activation(down(x))). The modules that use it add the skip connection.
+    """up(activation(down(x))). The hooks that use it add the skip connection.
 
     Source: Houlsby et al. 2019, section 2.1: 2dm + m + d parameters.
     """
@@ -30,57 +30,21 @@ class Bottleneck(nn.Module):
         return self.up(self.activation(self.down(x)))
 
 
-class AdaptedDropout(nn.Dropout):
-    """A dropout followed by a Houlsby adapter. In BERT, this is between a projection's dropout and the residual."""
-
-    def __init__(self, dropout: nn.Dropout | nn.Identity, adapter: Bottleneck):
-        super().__init__(getattr(dropout, "p", 0.0))
-        self.adapter = adapter
-
-    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        x = super().forward(x)
-        return x + self.adapter(x)
+def add_adapter(module: nn.Module, inputs: tuple[Tensor, ...], output: Float[Tensor, "*rows d"]) -> Tensor:
+    """The forward hook of a module that a Houlsby adapter follows, such as BERT's dropout before a residual."""
+    return output + module.adapter(output)
 
 
-class AdaptedLinear(nn.Module):
-    """A linear layer followed by a Houlsby adapter, used if no dropout follows, as in DistilBERT's attention."""
-
-    def __init__(self, linear: nn.Linear, adapter: Bottleneck):
-        super().__init__()
-        self.weight, self.bias, self.adapter = linear.weight, linear.bias, adapter
-
-    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d"]:
-        x = F.linear(x, self.weight, self.bias)
-        return x + self.adapter(x)
-
-
-class PfeifferNorm(nn.Module):
-    """A layer's last LayerNorm, applied twice with a Pfeiffer adapter in between.
+def norm_again(norm: nn.LayerNorm, inputs: tuple[Tensor, ...], once: Float[Tensor, "*rows d"]) -> Tensor:
+    """The forward hook of a layer's last LayerNorm, which is applied twice with a Pfeiffer adapter in between.
 
     With the FFN's output x and the residual i: y = LN(x + i), z = adapter(y) + x, out = LN(z + i). Since z + i equals
     adapter(y) + (x + i), the LayerNorm's input s = x + i suffices: out = LN(s + adapter(LN(s))).
 
     Source: released `modeling_roberta.py`; Pfeiffer et al. 2021.
     """
-
-    def __init__(self, norm: nn.LayerNorm, adapter: Bottleneck):
-        super().__init__()
-        self.weight, self.bias, self.adapter = norm.weight, norm.bias, adapter
-        self.normalized_shape, self.eps = norm.normalized_shape, norm.eps
-
-    def forward(self, s: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        return self.norm(s + self.adapter(self.norm(s)))
-
-    def norm(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
-        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-
-
-WRAPPERS = {
-    nn.Dropout: AdaptedDropout,
-    nn.Identity: AdaptedDropout,  # ModernBERT's dropout of 0
-    nn.Linear: AdaptedLinear,
-    nn.LayerNorm: PfeifferNorm,
-}
+    again = inputs[0] + norm.adapter(once)
+    return F.layer_norm(again, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 @torch.no_grad()
@@ -112,8 +76,9 @@ def apply(model: nn.Module, config: BottleneckConfig, seed: int) -> tuple[str, .
         adapter = Bottleneck(model.config.hidden_size, config, body.device, body.dtype)
         if body.device.type != "meta":
             init_bottleneck(adapter, config, seed, name)
-        replaced = model.get_submodule(name)
-        replace(model, name, WRAPPERS[type(replaced)](replaced, adapter))
+        module = model.get_submodule(name)
+        module.adapter = adapter.train(module.training)  # a new module would be in training mode
+        module.register_forward_hook(add_adapter if isinstance(config, HoulsbyConfig) else norm_again)
     trained = [name for name, _ in model.named_parameters() if ".adapter." in name]
     if config.layer_norms == "trained":
         layers = tuple(f"{layer}." for layer in encoder_layers(model, architecture_of(model)))

@@ -20,8 +20,7 @@ PLAIN_DTYPES = (torch.float64, torch.float32, *HALF_DTYPES)
 
 
 def is_layer_norm(module: nn.Module) -> bool:
-    """Whether a module has a LayerNorm's weight and bias: torch's, DeBERTa's, or one in a Pfeiffer adapter."""
-    return isinstance(module, nn.LayerNorm) or type(module).__name__ in ("DebertaLayerNorm", "PfeifferNorm")
+    return isinstance(module, nn.LayerNorm) or type(module).__name__ == "DebertaLayerNorm"
 
 
 def check_classifier(model: nn.Module) -> None:

@@ -151,10 +151,10 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
 
     With `lora_plus`, B and the head's biases train at that multiple of the rate; with `head_lr`, the head at its own.
 
-    Source: the released Trainer, which decides by module type. A Pfeiffer adapter decays although it is inside the
-        module that replaces a layer's LayerNorm. DoRA's norms do not decay (ours): it would pull the pretrained
-        weights to zero. LoRA+'s groups: the released code of Hayou et al. 2024
-        (`create_loraplus_optimizer`), in which every parameter of one dimension is in B's group.
+    Source: the released Trainer, which decides by module type. A Pfeiffer adapter decays although it is inside a
+        layer's LayerNorm. DoRA's norms do not decay (ours): it would pull the pretrained weights to zero. LoRA+'s
+        groups: the released code of Hayou et al. 2024 (`create_loraplus_optimizer`), in which every parameter of one
+        dimension is in B's group.
     """
     bare = not getattr(getattr(getattr(model, "applied", None), "method", None), "decay", True)  # one of PEFT's methods
     norms = {f"{name}.weight" for name, module in model.named_modules() if is_layer_norm(module)}

@@ -9,7 +9,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from lora.config.auto import not_covered
 from lora.errors import UserError
-from lora.methods.bottleneck import AdaptedDropout, PfeifferNorm
 from lora.methods.lowrank import LoraLinear
 from lora.models.modules import is_head, replace
 from lora.training.fused import functions, kernels
@@ -95,10 +94,10 @@ class FusedEncoder(nn.Module):
         """Projection, dropout, Houlsby adapter (if any), residual, and LayerNorm with Pfeiffer adapter (if any)."""
         x = self.linear(dense, x, f"{site}.dense")
         norm, dropped = block.LayerNorm, self.site(block.dropout.p, site, len(x))
-        if isinstance(block.dropout, AdaptedDropout):
+        if hasattr(block.dropout, "adapter"):
             x, dropped = functions.dropout(x, dropped), None
             x = x + self.bottleneck(block.dropout.adapter, x)
-        if isinstance(norm, PfeifferNorm):
+        if hasattr(norm, "adapter"):
             x = functions.dropout(x, dropped) + residual
             once = functions.add_norm(x, torch.zeros_like(x), norm.weight, norm.bias, norm.eps, None)
             return functions.add_norm(self.bottleneck(norm.adapter, once), x, norm.weight, norm.bias, norm.eps, None)
