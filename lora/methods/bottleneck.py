@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora.errors import UserError
-from lora.methods.configs import AdapterDropConfig, BottleneckConfig, HoulsbyConfig
+from lora.methods.configs import BottleneckConfig, HoulsbyConfig
 from lora.models.architectures import ARCHITECTURES
 from lora.models.modules import architecture_of, encoder_layers, is_layer_norm, train_only
 from lora.rng import generator
@@ -104,7 +104,8 @@ def places(model: nn.Module, config: BottleneckConfig) -> list[str]:
             f"Pfeiffer adapters have no place in {known.title}, whose layers have no LayerNorm after the FFN's "
             f"residual; Houlsby adapters have places"
         )
-    dropped = config.drop_layers if isinstance(config, AdapterDropConfig) else 0
-    if dropped >= len(layers):
-        raise UserError(f"method.drop_layers must be below the encoder's depth ({len(layers)} layers), got {dropped}")
-    return [f"{layer}.{known.ffn_norm}" for layer in layers[dropped:]]
+    if config.drop_layers >= len(layers):
+        raise UserError(
+            f"method.drop_layers must be below the encoder's depth ({len(layers)} layers), got {config.drop_layers}"
+        )
+    return [f"{layer}.{known.ffn_norm}" for layer in layers[config.drop_layers :]]

@@ -227,17 +227,16 @@ class BottleneckConfig:
     init_std: float = 0.01
     init_truncated: bool = True
     layer_norms: Literal["frozen", "trained"] = "frozen"
+    drop_layers: ClassVar[int] = 0
     in_slug: ClassVar[tuple[str, ...]] = ("bottleneck",)
 
-    def problems(self) -> Problems:
+    def __post_init__(self):
         problems = Problems()
         problems.check_choices(self)
         problems.check_ranges(self, ">= 1", "bottleneck")
         problems.check_ranges(self, "> 0 and finite", "init_std")
-        return problems
-
-    def __post_init__(self):
-        self.problems().done()
+        problems.check_ranges(self, ">= 0", "drop_layers")
+        problems.done()
 
     @property
     def slug(self) -> str:
@@ -276,11 +275,6 @@ class AdapterDropConfig(BottleneckConfig):
     drop_layers: int = 8
     name: Literal["adapterdrop"] = "adapterdrop"
     in_slug: ClassVar[tuple[str, ...]] = ("bottleneck", "drop_layers")
-
-    def __post_init__(self):
-        problems = self.problems()
-        problems.check_ranges(self, ">= 0", "drop_layers")
-        problems.done()
 
     @property
     def slug(self) -> str:
