@@ -9,13 +9,8 @@ RUN_ID = "minilm.lora-qv-r8.reviews.s1-0123abcd"
 
 def record(run_id=RUN_ID, value=0.8, **changes) -> RunRecord:
     config = {"model": {"name": "minilm"}, "method": {"name": "lora"}, "task": "reviews", "protocol": "ours"}
-    config |= {
-        "start": "pretrained",
-        "seed": 1,
-        "data": {},
-        "train": {"epochs": 1, "lr": 1e-3},
-        "runtime": {"threads": 1, "device": "cpu"},
-    }
+    config |= {"start": "pretrained", "seed": 1, "data": {}, "train": {"epochs": 1, "lr": 1e-3}}
+    config |= {"runtime": {"threads": 1, "device": "cpu"}}
     data = {"is_part": False, "rows": {"train": 10, "validation": 5}, "fingerprint": "f" * 64}
     chosen = {"epoch": 1, "value": value}
     fields = {

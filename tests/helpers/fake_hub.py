@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from lora.files import ROOT
 
@@ -90,12 +90,6 @@ def handler(repository: str, folder: Path, kind: str) -> type[http.server.BaseHT
             return self.absent("EntryNotFound" if "/resolve/" in path else "RevisionNotFound")
 
         do_HEAD = do_GET  # noqa: N815  the name that http.server looks for
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
-            found = [entry(name) for name in wanted if name in files]
-            self.answer_json(found + [e for e in folders() if e["path"] in wanted])
 
         def answer_json(self, value: object) -> None:
             self.answer(json.dumps(value).encode(), "application/json")

@@ -1,5 +1,6 @@
 """Small files of all nine GLUE tasks, in the official TSV layout and in the hub's, from the same values."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -49,35 +50,48 @@ def header_of(task: Task, split: str) -> list[str]:
     return ["index", *(name for name in names if name not in LABEL_NAMES | {"index", "id", "qid1", "qid2", "label1"})]
 
 
-def cells(task: Task, split: str, row: int) -> dict[str, str]:
-    names = header_of(task, split)
-    texts = iter([TEXTS[row % len(TEXTS)], TEXTS[(row + 5) % len(TEXTS)]])
-    words = SCORES if not task.labels else (task.tsv.words or task.labels)
-    values = {name: words[row % len(words)] if name in LABEL_NAMES else f"x{row}" for name in names}
-    return values | {name: next(texts) for name in names if name in TEXT_NAMES}
+def cells(task: Task, split: str, row: int, texts: Sequence[str], label: str) -> dict[str, str]:
+    """A row of an official file by column. What is neither a text nor the label names the row."""
+    values = {name: label if name in LABEL_NAMES else f"x{row}" for name in header_of(task, split)}
+    names = [name for name in values if name in TEXT_NAMES]
+    return values | dict(zip(names, texts, strict=False))
+
+
+def words_of(task: Task) -> Sequence[str]:
+    """The labels as the official files write them."""
+    return task.tsv.words or task.labels
+
+
+def hostile_cells(task: Task, split: str, row: int) -> dict[str, str]:
+    words = words_of(task) or SCORES
+    texts = (TEXTS[row % len(TEXTS)], TEXTS[(row + 5) % len(TEXTS)])
+    return cells(task, split, row, texts, words[row % len(words)])
+
+
+def write_split(folder: Path, task: Task, split: str, rows: Sequence[dict[str, str]]) -> None:
+    path = folder / task.title / task.tsv.files[split]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    headed = task.name != "cola" or split == "test"
+    header = [header_of(task, split)] if headed else []
+    lines = ["\t".join(line) for line in (*header, *(row.values() for row in rows))]
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
 def write_tsv(folder: Path, task: Task, rows: int = 24, splits=None) -> Path:
     for split in splits or task.official_rows:
-        path = folder / task.title / task.tsv.files[split]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = ["\t".join(cells(task, split, row).values()) for row in range(rows)]
-        headed = task.name != "cola" or split == "test"
-        header = ["\t".join(header_of(task, split))] if headed else []
-        path.write_bytes("".join(f"{line}\n" for line in header + lines).encode())
+        write_split(folder, task, split, [hostile_cells(task, split, row) for row in range(rows)])
     return folder
 
 
 def write_parquet(folder: Path, task: Task, shards: int = 1, rows: int = 24, names=None) -> Path:
     """Write a task in the hub's layout with its features, from the same values."""
     for split in task.official_rows:
-        made = [cells(task, split, row) for row in range(rows)]
+        made = [hostile_cells(task, split, row) for row in range(rows)]
         texts = [[row[name] for name in row if name in TEXT_NAMES] for row in made]
         columns = {name: [row[i] for row in texts] for i, name in enumerate(task.columns)}
-        words = task.tsv.words or task.labels
         labels = [next((row[name] for name in row if name in LABEL_NAMES), None) for row in made]
         if task.labels:
-            columns["label"] = [-1 if label is None else words.index(label) for label in labels]
+            columns["label"] = [-1 if label is None else words_of(task).index(label) for label in labels]
         else:
             columns["label"] = [-1.0 if label is None else float(label) for label in labels]
         columns["idx"] = [7 * row for row in range(rows)]  # the hub's idx has gaps where rows were dropped or moved

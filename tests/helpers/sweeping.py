@@ -42,11 +42,6 @@ def owners(folder):
     return {run_id: note["pid"] for run_id, note in read_notes(folder / "outputs").items()}
 
 
-def started(folder):
-    """`owners` of the runs that have taken a step."""
-    return {run_id: note["pid"] for run_id, note in read_notes(folder / "outputs").items() if note["steps"]}
-
-
 @contextlib.contextmanager
 def meanwhile(action):
     """Call a function again and again, from another thread, until the block ends."""
@@ -82,13 +77,14 @@ def frozen(folder, process, number):
     found: dict[str, int] = {}
 
     def enough():
-        for note in (folder / "outputs" / "running").glob("[!.]*.json"):
-            pid = started(folder).get(note.stem)
-            if pid is not None and note.stem not in found:
+        for path in (folder / "outputs" / "running").glob("[!.]*.json"):
+            note = read_notes(folder / "outputs").get(path.stem)
+            if note and note["steps"] and path.stem not in found:
+                pid = note["pid"]
                 os.kill(pid, signal.SIGSTOP)
                 wait_for(lambda pid=pid: psutil.Process(pid).status() == psutil.STATUS_STOPPED, process)
-                if note.exists():
-                    found[note.stem] = pid
+                if path.exists():
+                    found[path.stem] = pid
                 else:
                     os.kill(pid, signal.SIGCONT)
         return len(found) >= number

@@ -20,15 +20,8 @@ from lora.report.runs import FACTS, LORA, with_records
 from lora.sweep.request import select_runs
 
 EPOCHS = 4
-LEVELS = {
-    "peft": 0.70,
-    "full": 0.70,
-    "lora": 0.70,
-    "houlsby": 0.62,
-    "pfeiffer": 0.66,
-    "bitfit": 0.64,
-    "adapterdrop": 0.6,
-}
+LEVELS = dict.fromkeys(("peft", "full", "lora"), 0.70)
+LEVELS |= {"houlsby": 0.62, "pfeiffer": 0.66, "bitfit": 0.64, "adapterdrop": 0.6}
 TRAINABLE = {"full": 22_565_376, "bitfit": 40_000, "houlsby": 78_432, "pfeiffer": 80_000, "adapterdrop": 60_000}
 
 
@@ -87,6 +80,11 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
         for i, value in enumerate(values, start=1)
     ]
     rows = {"train": 1000, split: 100}
+    data = {"source": "tsv", "is_part": False, "rows": rows, "official_rows": rows}
+    data["fingerprint"] = hashlib.sha256(run.task.name.encode()).hexdigest()
+    provenance = {"code": {"commit": "0" * 40, "dirty": False}, "packages": {"torch": "2"}}
+    provenance |= {"device": "none", "weights": "sha256:0", "data": data}
+    selected = {"best": {"epoch": 3, "value": values[2]}, "last": {"epoch": EPOCHS, "value": values[3]}}
     return RunRecord(
         run_id=run.run_id,
         status="ok",
@@ -96,26 +94,9 @@ def synthetic_record(run: PlannedRun, best: float, predictions: str | None = Non
         config=run.config.for_record(),
         params={"trainable_method": TRAINABLE.get(run.method, 73_728), "trainable_head": 148_610, "total": 22_787_714},
         epochs=epochs,
-        selected={
-            "metric": "headline",
-            "split": split,
-            "best": {"epoch": 3, "value": values[2]},
-            "last": {"epoch": EPOCHS, "value": values[3]},
-        },
+        selected={"metric": "headline", "split": split} | selected,
         cost={"step_ms": 1.0, "checkpoint_bytes": 4 * (TRAINABLE.get(run.method, 73_728) + 148_610)},
-        provenance={
-            "code": {"commit": "0" * 40, "dirty": False},
-            "packages": {"torch": "2"},
-            "device": "none",
-            "weights": "sha256:0",
-            "data": {
-                "source": "tsv",
-                "is_part": False,
-                "rows": rows,
-                "official_rows": rows,
-                "fingerprint": hashlib.sha256(run.task.name.encode()).hexdigest(),
-            },
-        },
+        provenance=provenance,
         predictions=predictions,
     )
 

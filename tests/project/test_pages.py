@@ -3,7 +3,6 @@
 The intervals are computed from the frame with SciPy, independently of lora.report.
 """
 
-import json
 import re
 
 import pandas as pd
@@ -54,56 +53,6 @@ def test_every_pair_of_methods_has_scipys_interval_of_its_seeds(profile, table, 
         low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
         assert row["Difference"] == f"{values.mean():+.1f}", row
         assert row["95% over seeds"] == f"{low:+.1f} to {high:+.1f}", row
-
-
-@pytest.mark.parametrize(("figure", "base"), [("targets", ("qv", 4)), ("ranks", (None, 64))])
-def test_every_difference_of_tables_5_and_6_has_scipys_interval_of_its_seeds(figure, base):
-    """`base`: the set and rank that the others are compared with; None for a row's own set."""
-    records = [r for r in load_records(REFERENCE / "long")[0] if r.config["task"] == "cola" and r.config["seed"] > 5]
-    lora = [r for r in records if r.config["method"]["name"] == "lora" and r.config["train"]["epochs"] == 10]
-    lora = [r for r in lora if r.config["method"]["alpha_at_rank"] is None]
-
-    def scores(letters: str, rank: int) -> pd.Series:
-        of_row = [r for r in lora if f".lora-{letters}-r{rank}." in r.run_id]
-        return pd.Series({r.config["seed"]: 100 * r.selected["best"]["value"] for r in of_row})
-
-    (panel,) = json.loads((REFERENCE / "long" / "figures" / f"{figure}.json").read_text())["panels"]
-    ours = panel["series"][0]
-    assert len(panel["names"]) == len(ours["y"]) >= 6
-    for name, mean, low, high in zip(panel["names"], ours["y"], ours["low"], ours["high"], strict=True):
-        letters, rank = re.sub(r"W|, (?!r)", "", name).split(", r = ")
-        change = (scores(letters, int(rank)) - scores(base[0] or letters, base[1])).dropna()
-        assert len(change) == 5
-        interval = stats.ttest_1samp(change, 0).confidence_interval(0.95)
-        assert [mean, low, high] == pytest.approx([change.mean(), *interval], rel=1e-5)
-
-
-def test_slopes_and_scores_by_parameters_have_scipys_intervals_of_their_seeds():
-    runs = load_frame(load_records(REFERENCE / "long")[0])
-    runs = runs[runs["seed"] > 5].assign(score=100 * runs["best"])
-
-    def figure(name: str) -> list[tuple]:
-        panels = json.loads((REFERENCE / "long" / "figures" / f"{name}.json").read_text())["panels"]
-        return [(panel["title"], series) for panel in panels for series in panel["series"]]
-
-    def ends(values: pd.Series) -> list[float]:
-        return [values.mean(), *stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))]
-
-    slopes = [(title, series) for title, series in figure("start") if series["label"] in ROWS]
-    assert len(slopes) == 4
-    for title, series in slopes:
-        cells = runs[(runs["slug"] == ROWS[series["label"]]) & (runs["task"] == TASKS[title])]
-        cells = cells[cells["epochs"] == cells["epochs"].min()]
-        for i, start in enumerate(("pretrained", "mnli")):
-            shown = [series[key][i] for key in ("y", "low", "high")]
-            assert shown == pytest.approx(ends(cells.loc[cells["start"] == start, "score"]), rel=1e-5)
-    runs = runs[(runs["start"] == "pretrained") & (runs["epochs"] == 10)]
-    methods = figure("parameters")
-    assert len(methods) == 4
-    for _, series in methods:
-        cells = runs[(runs["slug"] == ROWS[series["label"]]) & runs["task"].isin(["mrpc", "cola", "stsb"])]
-        scores = cells.pivot_table(index="seed", columns="task", values="score", aggfunc="first").mean(axis=1)
-        assert [series[key][0] for key in ("y", "low", "high")] == pytest.approx(ends(scores), rel=1e-5)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

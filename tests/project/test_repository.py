@@ -3,7 +3,6 @@
 import importlib.metadata
 import re
 import subprocess
-import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -13,7 +12,6 @@ from packaging.version import Version
 from lora.data.embedded import ARCHIVES, ENCODERS
 from lora.files import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LEFT_TO_TORCH = re.compile(r"cuda-|nvidia-|triton|pytorch-triton")
 
 

@@ -1,5 +1,6 @@
-"""What the pages say of the committed runs, counted again from the records with SciPy, independently of lora.report."""
+"""What pages and figures say of the committed runs, counted again from the records with SciPy, not by lora.report."""
 
+import json
 import re
 from datetime import date
 
@@ -15,6 +16,8 @@ from lora.records.record import load_curves, load_frame, load_records
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "experiments").rglob("*.md")))}
 REFERENCES = ("base", "decide", "long", "mini", "small")
 AVERAGED = ("cola", "mrpc", "stsb")
+SLUGS = {"Full fine-tuning": "full", "Houlsby adapters (m8)": "houlsby-m8"}
+SLUGS |= {"LoRA (qv, r8)": "lora-qv-r8", "LoRA (qkvo, r4)": "lora-qkvo-r4"}
 
 
 class Runs:
@@ -58,6 +61,41 @@ def page(name: str) -> str:
 def interval(values: pd.Series) -> str:
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     return f"{values.mean():.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def ends(values: pd.Series) -> list[float]:
+    return [values.mean(), *stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))]
+
+
+def panels(figure: str) -> list[dict]:
+    return json.loads((ROOT / "results/reference/long/figures" / f"{figure}.json").read_text())["panels"]
+
+
+@pytest.mark.parametrize(("figure", "base"), [("targets", "lora-qv-r4"), ("ranks", "lora-{}-r64")])
+def test_every_difference_of_tables_5_and_6_has_scipys_interval_of_its_seeds(long, figure, base):
+    """`base`: the set and rank that the others are compared with; {} for a row's own set."""
+    (panel,) = panels(figure)
+    ours = panel["series"][0]
+    assert len(panel["names"]) == len(ours["y"]) >= 6
+    for name, *shown in zip(panel["names"], ours["y"], ours["low"], ours["high"], strict=True):
+        letters, rank = re.sub(r"W|, (?!r)", "", name).split(", r = ")
+        change = long.minus(f"lora-{letters}-r{rank}", base.format(letters), "cola")
+        assert len(change) == 5 and shown == pytest.approx(ends(change), rel=1e-5)
+
+
+def test_slopes_and_scores_by_parameters_have_scipys_intervals_of_their_seeds(long):
+    slopes = [(panel["title"], series) for panel in panels("start") for series in panel["series"]]
+    slopes = [(title, series) for title, series in slopes if series["label"] in SLUGS]
+    assert len(slopes) == 4
+    for title, series in slopes:
+        for i, start in enumerate(("pretrained", "mnli")):
+            scores = long.scores(SLUGS[series["label"]], title.lower(), start=start)
+            assert [series[key][i] for key in ("y", "low", "high")] == pytest.approx(ends(scores), rel=1e-5)
+    methods = [series for panel in panels("parameters") for series in panel["series"]]
+    assert len(methods) == 4
+    for series in methods:
+        scores = sum(long.scores(SLUGS[series["label"]], task) for task in AVERAGED) / 3
+        assert [series[key][0] for key in ("y", "low", "high")] == pytest.approx(ends(scores), rel=1e-5)
 
 
 def test_q_v_and_q_k_have_opposite_signs_on_the_two_tasks(long, decide):

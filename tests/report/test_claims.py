@@ -38,7 +38,6 @@ def bound_of(**given) -> Bound:
     return Compare("", "", **given).bound
 
 
-EXPERIMENTS = ("glue_table2", "lora_targets", "lora_ranks", "mnli_start")
 GOOD = """\
 - id: one
   sentence: A is better than B.
@@ -525,12 +524,3 @@ def test_an_exact_claim_is_refuted_by_one_failure(tmp_path, failures, word):
     assert (verdict.word, verdict.about) == (word, "swap")
     (kept,) = verdict.findings
     assert (kept.label, kept.mean, kept.n, kept.records, kept.unit) == ("fp32", failures, 1000, ["a"], "failures")
-
-
-def test_the_words_of_verdicts_were_changed_without_a_number(git):
-    """One commit renamed two words in all committed files. The numbers of its old and new lines are the same."""
-    commit = git("log", "-1", "--format=%H", "--grep=^Call a verdict contradicted or undecided$").strip()
-    texts = git("show", "--format=", "-U0", commit, "--", "results", "experiments", "README.md", "notebooks")
-    lines = [line for line in texts.splitlines() if not line.startswith(("---", "+++", "@@"))]
-    removed, added = (re.findall(r"\d+(?:\.\d+)?", "\n".join(s[1:] for s in lines if s[0] == sign)) for sign in "-+")
-    assert len(removed) > 3_000 and removed == added

@@ -1,6 +1,7 @@
 """Intervals for other dev rows: against leaving rows out, SciPy's bootstrap, closed forms, and coverage."""
 
 import argparse
+import functools
 import json
 from dataclasses import replace
 
@@ -33,32 +34,27 @@ def predictions(metric: str, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return np.where(RANDOM.random(rows) < 0.8, labels, (labels + 1) % classes).astype(np.int16), labels
 
 
+def score(metric: str, predicted: np.ndarray, labels: np.ndarray) -> float:
+    return 100 * metrics.compute((metric,), predicted, labels)[metric]
+
+
 METRICS = ["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_pseudo_values_are_those_of_leaving_each_row_out(metric):
     predicted, labels = predictions(metric, 60)
-
-    def score(rows: np.ndarray) -> float:
-        return metrics.compute((metric,), predicted[rows], labels[rows])[metric]
-
-    rows = np.arange(60)
-    expected = [100 * (60 * score(rows) - 59 * score(np.delete(rows, row))) for row in rows]
+    without = [score(metric, np.delete(predicted, row), np.delete(labels, row)) for row in range(60)]
+    expected = 60 * score(metric, predicted, labels) - 59 * np.array(without)
     np.testing.assert_allclose(pseudo_values(metric, predicted, labels), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_spread_of_pseudo_values_is_that_of_scipys_bootstrap(metric):
     predicted, labels = predictions(metric)
-
-    def one(x: np.ndarray, y: np.ndarray) -> float:
-        return 100 * metrics.compute((metric,), x, y)[metric]
-
     values = pseudo_values(metric, predicted, labels)
-    theirs = stats.bootstrap(
-        (predicted, labels), one, paired=True, vectorized=False, n_resamples=300, method="percentile", rng=1
-    )
+    options = {"paired": True, "vectorized": False, "n_resamples": 300, "method": "percentile", "rng": 1}
+    theirs = stats.bootstrap((predicted, labels), functools.partial(score, metric), **options)
     assert values.std(ddof=1) / np.sqrt(len(labels)) == pytest.approx(theirs.standard_error, rel=0.15)
 
 

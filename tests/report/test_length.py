@@ -1,13 +1,12 @@
 """The table of lengths: the effect of doubling the epochs. The truth is SciPy's interval over the seeds of both."""
 
-import json
-
 import pandas as pd
 import pytest
 from scipy import stats
 from synthetic import populate
 
 from lora.errors import UserError
+from lora.records.record import record_path
 from lora.report.build import build_report
 from lora.report.comparisons import change_table
 from lora.report.gather import gather
@@ -32,23 +31,17 @@ def cells_of(results) -> pd.DataFrame:
     return table.cells.set_index("Method").drop(columns="Task")
 
 
-def remove(results, epochs, seed) -> None:
-    """Remove the record of full fine-tuning of this length and seed."""
-    for path in (results / "long" / "runs").glob(f"*.full.*.s{seed}-*.json"):
-        if json.loads(path.read_text())["config"]["train"]["epochs"] == epochs:
-            path.unlink()
-
-
 def test_a_change_is_over_the_seeds_that_were_trained_at_both_lengths(tmp_path):
-    populate(tmp_path / "long", "long", GIVEN, value=value)
+    runs = [run for run in populate(tmp_path / "long", "long", GIVEN, value=value) if run.slug == "full"]
+    records = {(run.config.train.epochs, run.seed): record_path(tmp_path / "long", run.run_id) for run in runs}
     cells = cells_of(tmp_path)
     assert cells.loc["Full fine-tuning"].tolist() == ["30.0 ±2.8", "33.0 ±4.2", with_interval(2, 4), "2"]
     assert cells.loc["LoRA (qv, r8)"].tolist() == ["25.0 ±2.8", "26.0 ±1.4", with_interval(2, 0), "2"]
     assert cells.loc["Houlsby adapters (m8)", "Change"] == "+0.0"  # equal values have no interval
     assert len(cells) == 4
-    remove(tmp_path, 20, 7)
+    records[20, 7].unlink()
     assert cells_of(tmp_path).loc["Full fine-tuning"].tolist() == ["30.0 ±2.8", "30.0 (1/2)", "+2.0", "1"]
-    remove(tmp_path, 10, 6)  # seed 7 at 10 epochs, seed 6 at 20
+    records[10, 6].unlink()  # seed 7 at 10 epochs, seed 6 at 20
     cells = cells_of(tmp_path)
     assert cells.loc["Full fine-tuning"].tolist() == ["32.0 (1/2)", "30.0 (1/2)", "-", "0"]
     assert cells.loc["LoRA (qv, r8)", "Change"] == with_interval(2, 0)

@@ -163,14 +163,10 @@ def test_test_rows_are_scored_at_the_best_epoch_and_choose_nothing(own, model_di
     asked = [*own, "method=lora", "seed=1,2", "train.epochs=4"]
     for task in (path, plain):
         assert main([*asked, f"task={task}", "runtime.save_adapter=true"]) == 0
-    records, _ = load_records(results)
-    pairs = {}
-    for record in records:
-        pairs.setdefault((record.config["method"]["name"], record.config["seed"]), {})["test" in record.selected] = (
-            record
-        )
-    for both in pairs.values():
-        one, other = both[True], both[False]
+    records = {("test" in one.selected, one.config["seed"]): one for one in load_records(results)[0]}
+    assert len(records) == 4
+    for seed in (1, 2):
+        one, other = records[True, seed], records[False, seed]
         best = one.selected["best"]["epoch"]
         assert one.predictions == other.predictions and one.selected["best"] == other.selected["best"]
         predicted = tmp_path / f"{one.run_id}.csv"
@@ -180,10 +176,9 @@ def test_test_rows_are_scored_at_the_best_epoch_and_choose_nothing(own, model_di
         right = np.mean(pd.read_csv(predicted)["prediction"] == [mood for _, mood in learnable(50, 3)])
         assert one.selected["test"] == {"value": right, "rows": 50}
         assert [epoch["epoch"] for epoch in one.epochs if "test" in epoch["metrics"]][-1] == best
-    (table,) = [
-        table for table in build_report("own", [f"runtime.results={results}"]).tables if table.name == "test_own"
-    ]
-    scores = [both[True].selected["test"]["value"] for both in pairs.values()]
+    report = build_report("own", [f"runtime.results={results}"])
+    (table,) = [table for table in report.tables if table.name == "test_own"]
+    scores = [records[True, seed].selected["test"]["value"] for seed in (1, 2)]
     assert table.values["Test"].item().number == pytest.approx(100 * np.mean(scores))
     write_csv(tmp_path / "data" / "test.csv", learnable(50, 4))
     assert main([*asked, f"task={path}"]) == 2
@@ -238,9 +233,8 @@ def test_a_launch_ends_with_them(own, tmp_path, capsys, monkeypatch):
     assert len(both.analyses.own_rows[task]["methods"]) == 3, "of all methods, whichever the last launch had"
     (costs,) = (table.cells for table in both.tables if table.name == "costs_own")
     assert len(costs) == 4 and set(costs["Task"]) == {*both.analyses.own_rows}
-    assert build_report("own", [f"runtime.results={results}", "method=lora"]).problems == (), (
-        "of a part, from the whole's"
-    )
+    part = build_report("own", [f"runtime.results={results}", "method=lora"])
+    assert part.problems == (), "of a part, from the whole's"
     (pairs,) = (table.cells for table in both.tables if table.name == "pairs_own")
     of_task = pairs[pairs["Task"].str.startswith(task)]
     assert len(of_task) == 3 and not (of_task["... over both"] == "-").all()

@@ -15,24 +15,12 @@ FIRST = {1: 0.80, 2: 0.82, 3: 0.81, 4: 0.85}
 AGAIN = {1: 0.81, 2: 0.80, 3: 0.84, 5: 0.90}
 
 
-def moved(records, device="a GPU", **data):
-    return [
-        dataclasses.replace(
-            one, provenance={**one.provenance, "device": device, "data": {**one.provenance["data"], **data}}
-        )
-        for one in records
-    ]
-
-
-def table_of(folder, seeds, again):
-    """The table of `FIRST` and of records trained again, of planned seeds."""
-    for one in again:
-        write_record(folder / "repeated", one)
-    return repeated_table("x", folder, runs_of(plan(seeds), load_frame(runs(FIRST))))
-
-
 def test_a_change_is_over_the_seeds_that_were_trained_on_both_devices(tmp_path):
-    table = table_of(tmp_path, [1, 2, 3, 4, 5], moved(runs(AGAIN)))
+    first = runs_of(plan([1, 2, 3, 4, 5]), load_frame(runs(FIRST)))
+    assert repeated_table("x", tmp_path, first) is None
+    for one in runs(AGAIN):
+        write_record(tmp_path / "repeated", dataclasses.replace(one, provenance=one.provenance | {"device": "a GPU"}))
+    table = repeated_table("x", tmp_path, first)
     changes = np.array([1.0, -2.0, 3.0])
     low, high = stats.t.interval(0.95, 2, changes.mean(), stats.sem(changes))
     (line,) = table.cells.to_dict("records")
@@ -47,7 +35,3 @@ def test_a_change_is_over_the_seeds_that_were_trained_on_both_devices(tmp_path):
         "SD of the change": f"{changes.std(ddof=1):.1f}",
         "SD of two seeds": f"{math.sqrt(2) * np.std([80, 82, 81], ddof=1):.1f}",
     }
-
-
-def test_without_repetitions_there_is_no_table(tmp_path):
-    assert table_of(tmp_path, [1], []) is None

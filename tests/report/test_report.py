@@ -187,34 +187,24 @@ def synthetic(tmp_path_factory):
     return results
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
 def whole(synthetic):
     """The report of all synthetic records."""
     return build_report("small", FULL, synthetic)
 
 
-def changed(results, tmp_path, pattern, value):
-    """A copy of the results in which the runs that match have another best value."""
-    copy = tmp_path / "results"
-    shutil.copytree(results, copy)
-    found = sorted((copy / "small" / "runs").glob(pattern))
+def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp_path):
+    """LoRA on STS-B is in Tables 2, 5 and 6, the verdicts and all figures. LoRA on RTE is in the table of the start."""
+    before, copy, best = whole, tmp_path / "results", {"epoch": 1, "value": 0.123}
+    shutil.copytree(synthetic, copy)
+    found = sorted((copy / "small" / "runs").glob("*.lora-qv-r[48].[sr]t[se]*.s1-*.json"))
     assert found
     for path in found:
         one = read_record(path)
-        epochs = [{**e, "metrics": {one.selected["split"]: {"headline": value}}} for e in one.epochs]
-        selected = {**one.selected, "best": {"epoch": 1, "value": value}, "last": {"epoch": 4, "value": value}}
+        epochs = [{**epoch, "metrics": {one.selected["split"]: {"headline": 0.123}}} for epoch in one.epochs]
+        selected = one.selected | {"best": best, "last": best | {"epoch": 4}}
         write_record(copy / "small", dataclasses.replace(one, selected=selected, epochs=epochs))
-    return copy
-
-
-def test_a_changed_record_changes_everything_that_shows_it(synthetic, whole, tmp_path):
-    """LoRA on STS-B is in Tables 2, 5 and 6, the verdicts and all figures. LoRA on RTE is in the table of the start."""
-    before = whole
-    after = build_report("small", FULL, changed(synthetic, tmp_path, "*.lora-qv-r[48].[sr]t[se]*.s1-*.json", 0.123))
+    after = build_report("small", FULL, copy)
     assert set(files(before)) == set(files(after))
     assert not {path for path in files(before) if files(before)[path] == files(after)[path]}
     assert main_block(before) != main_block(after) and markdown_report(before) != markdown_report(after)
@@ -307,10 +297,10 @@ def test_only_pages_writes_a_references_files_and_says_what_is_incomplete(tmp_pa
     monkeypatch.setattr(
         "lora.report.command.build_report", lambda name, given: build_report(name, PART, root / "results")
     )
-    before = contents(root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert main(["report", "reference/small"]) == 1, "incomplete"
     assert main(["report", "reference/small", *PART, "--pages"]) == 2
-    assert contents(root) == before
+    assert before == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert main(["report", "reference/small", "--pages"]) == 1
     assert not stale.exists() and (folder / "report.html").stat().st_size > 100_000
     assert "1 missing, 1 files left out" in capsys.readouterr().err

@@ -71,20 +71,14 @@ def test_what_subtraction_leaves_is_that_of_numpys_sums(trained):
 
 def test_a_swap_that_adds_and_subtracts_is_seen_to_drift(trained, monkeypatch):
     """`W += BA; W -= BA`, as section 4.1 words it and peers do it."""
-    change = 0.3
 
-    def add(model, adapter):
+    def add(model, change):
         for layer in model.modules():
             if isinstance(layer, torch.nn.Linear | LoraLinear):
                 layer.weight.data += change
 
-    def subtract(model):
-        for layer in model.modules():
-            if isinstance(layer, torch.nn.Linear | LoraLinear):
-                layer.weight.data -= change
-
-    monkeypatch.setattr(swaps, "swap", add)
-    monkeypatch.setattr(swaps, "unmerge", subtract)
+    monkeypatch.setattr(swaps, "swap", lambda model, adapter: add(model, 0.3))
+    monkeypatch.setattr(swaps, "unmerge", lambda model: add(model, -0.3))
     assert all(case["failures"] >= CYCLES - 1 for case in swap_cases(trained[0], CYCLES))
 
 
@@ -103,7 +97,6 @@ def test_the_command_keeps_what_it_found(tiny_overrides, tmp_path, monkeypatch):
     for file, count in ((SWAP, 3), (SUBTRACTION, 9)):
         content = json.loads((tmp_path / "results" / "small" / "analysis" / file).read_bytes())
         assert len(content["made_from"]) == 2 and len(content["entries"]) == count
-    (table,) = [
-        table for table in build_report("small", given, tmp_path / "results").tables if table.name == "subtraction"
-    ]
+    report = build_report("small", given, tmp_path / "results")
+    (table,) = [table for table in report.tables if table.name == "subtraction"]
     assert len(table.cells) == 9 and table.cells["Swaps"].tolist() == ["1", "100", "1,000"] * 3
