@@ -71,20 +71,13 @@ class LoraLater(LoraConfig):
     tied: bool = False
 
 
-@dataclass(frozen=True)
-class TrainLater(TrainConfig):
-    shuffled: int = 3
-
-
 def test_a_setting_that_is_added_renames_no_older_run(tiny_config):
     """Only a value other than its default names a run. A record without the setting reads as the default."""
     config = tiny_config()
-    for section, later, field, value in (("method", LoraLater, "tied", True), ("train", TrainLater, "shuffled", 4)):
-        old = dataclasses.asdict(getattr(config, section))
-        new = dataclasses.replace(config, **{section: build(later, old)})
-        assert new.run_id == config.run_id
-        changed = dataclasses.replace(config, **{section: build(later, old | {field: value})})
-        assert changed.run_id != config.run_id and changed.settings()[section][field] == value
+    old = dataclasses.asdict(config.method)
+    assert dataclasses.replace(config, method=build(LoraLater, old)).run_id == config.run_id
+    changed = dataclasses.replace(config, method=build(LoraLater, old | {"tied": True}))
+    assert changed.run_id != config.run_id and changed.settings()["method"]["tied"]
 
 
 def test_every_setting_is_in_the_name_or_states_that_it_is_not():
@@ -233,22 +226,21 @@ def longer(architecture):
 
 
 FUSED = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "mpnet")
-COVERED = dict.fromkeys(tiny.ARCHITECTURES, "stock") | dict.fromkeys(FUSED, "fused")
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_auto_takes_the_fused_kernels_where_they_cover_the_encoder(architecture, tmp_path, monkeypatch):
     """The kernels themselves are the truth: `auto` avoids them exactly where they refuse to compute."""
     with_gpus(monkeypatch)
-    for number, extra in enumerate(({}, {}, {OTHER_ACTIVATION[architecture]: "relu"})):
-        if architecture == "deberta-v2" and number == 1:
-            continue  # its positions are relative
-        model = tiny.model(architecture, **extra) if number != 1 else longer(architecture)
+    models = [tiny.model(architecture), tiny.model(architecture, **{OTHER_ACTIVATION[architecture]: "relu"})]
+    if architecture != "deberta-v2":  # its positions are relative
+        models.append(longer(architecture))
+    for number, model in enumerate(models):
         folder = tmp_path / f"{architecture}{number}"
         model.base_model.save_pretrained(folder)
         tiny.tokenizer(architecture).save_pretrained(folder)
         config = local_run(folder)
-        assert config.train.kernels == (COVERED[architecture] if number == 0 else "stock")
+        assert config.train.kernels == ("fused" if architecture in FUSED and number == 0 else "stock")
         if config.train.kernels == "fused":
             fuse(model, "fp32", 0)
         else:
@@ -256,7 +248,6 @@ def test_auto_takes_the_fused_kernels_where_they_cover_the_encoder(architecture,
                 fuse(model, "fp32", 0)
         for kernels in ("fused", "stock"):
             asked = local_run(folder, f"train.kernels={kernels}")
-            assert asked.train.kernels == kernels
             assert (asked.run_id == config.run_id) == (kernels == config.train.kernels)
 
 
@@ -281,7 +272,6 @@ def test_a_gpu_takes_bf16_where_it_has_it(capability, monkeypatch):
     monkeypatch.setattr("lora.config.auto.run_probe", None)  # a GPU is not measured
     expected = "bf16" if capability in (8, 9) else "fp32"
     assert compose_run(["task=reviews", NO_RUNS]).train.precision == expected
-    assert compose_run(["task=reviews", "train.precision=fp32", NO_RUNS]).train.precision == "fp32"
     small = compose_run(["profile=small", "task=rte", NO_RUNS])
     assert (small.train.precision, small.train.kernels, small.model.attention) == ("fp32", "stock", "sdpa")
 

@@ -80,17 +80,13 @@ def test_rows_that_are_cut_are_announced_and_counted_in_the_record(run, glue_dir
     assert record.provenance["data"]["truncated"] == cut and sum(cut.values()) > 0
     share = sum(cut.values()) / rows
     assert f"cola: {share:.0%} of the rows are longer than data.max_length=6 tokens" in capfd.readouterr().err
-    assert ensure_record(run("data.max_length=32", "seed=2"), False).provenance["data"]["truncated"] == {
-        "train": 0,
-        "validation": 0,
-    }
+    whole = ensure_record(run("data.max_length=32", "seed=2"), mistakes_fail=False)
+    assert not any(whole.provenance["data"]["truncated"].values())
     assert "are longer" not in capfd.readouterr().err
 
 
 def test_more_tokens_than_the_encoder_reads_are_refused(run):
-    with pytest.raises(
-        UserError, match=r"data\.max_length is 65, but encoder-\w+ reads at most 64 tokens: data.max_length=64"
-    ):
+    with pytest.raises(UserError, match=r"data\.max_length is 65, but encoder-\w+ reads at most 64 tokens"):
         ensure_record(run("data.max_length=65"), mistakes_fail=False)
 
 

@@ -19,15 +19,9 @@ from lora.table import MARK
 pytestmark = pytest.mark.alone
 
 
-# Medians, intervals, order.
-
-
 def test_fewer_than_six_values_give_a_range_and_no_interval():
     assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
     assert shown([1000.0, 3000.0, 2000.04], 1) == "2,000.0 (1,000.0 to 3,000.0)"
-
-
-# The machine.
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="proportional set sizes are Linux's")
@@ -53,9 +47,6 @@ def test_a_bench_that_is_stopped_stops_the_peer_that_trains(tmp_path):
     assert process.returncode == 130 and not psutil.wait_procs(peers, timeout=10)[1], output
 
 
-# The same run on every side.
-
-
 def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch):
     """A peer and this project run in the processes that a real benchmark starts; the peer's settings are given."""
     chosen = {"precision": "fp32", "threads": 1, "attention": "sdpa", "max_steps": None}
@@ -72,9 +63,6 @@ def test_the_whole_benchmark_on_tiny_runs(tiny_overrides, tmp_path, monkeypatch)
     cells = [run for turn in measured["rounds"] for run in turn["cells"]]
     assert len({run["trainable"] for run in cells}) == 1 and all(-1 <= run["metric"] <= 1 for run in cells)
     assert all(turn["peak_bytes"] > 0 for turn in measured["rounds"])
-
-
-# From measurements to the page.
 
 
 def a_turn(number: int, side: str, seconds: float, values: list[float], peak: int) -> dict:
@@ -139,9 +127,6 @@ def test_committed_pages_are_what_the_committed_measurements_give(tmp_path):
     paths = sorted((COMMITTED / "bench").glob("*/measurements.json"))
     assert paths and [measured["device"] for measured in measurements] == [path.parent.name for path in paths]
     assert [copy.read_bytes() for copy in copies] == [committed.read_bytes() for committed in bench.PAGES]
-
-
-# Mistakes.
 
 
 @pytest.mark.parametrize(

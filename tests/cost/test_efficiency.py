@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora.cli import main
-from lora.config.run import RunConfig
 from lora.cost import subjects
 from lora.cost.efficiency import command as efficiency
 from lora.cost.efficiency.command import measured_run
@@ -38,13 +37,6 @@ KERNELS = pytest.mark.parametrize(
     ],
 )
 TRAINED = ("full", "bitfit", "houlsby", "pfeiffer", "lora")
-
-
-def configure(folder: Path, kernels: str = "stock", precision: str = "fp32") -> RunConfig:
-    return efficiency.configure(str(folder), "cpu", kernels, precision)
-
-
-# Bytes.
 
 
 def forward(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -85,7 +77,8 @@ def test_saved_bytes_count_a_storage_whole_and_no_casts_of_weights() -> None:
 @KERNELS
 def test_bytes_of_activations_checkpoint_and_optimizer(model_dir: Path, kernels: str, precision: str, tmp_path: Path):
     """AdamW keeps two float32 moments per value. Torch's own also keeps a float32 count of steps per tensor."""
-    config, kept = configure(model_dir, kernels, precision), {}
+    config = efficiency.configure(str(model_dir), "cpu", kernels, precision)
+    kept = {}
     for name in TRAINED:
         subject = training_subject(measured_run(config, name))
         batch = random_batch(subject.model.config, "4x12")
@@ -106,12 +99,9 @@ def test_a_killed_process_is_told() -> None:
         subjects.in_fresh_process(os._exit, 9)
 
 
-# Subjects.
-
-
 @KERNELS
 def test_merged_lora_computes_what_unmerged_does(model_dir: Path, kernels: str, precision: str) -> None:
-    config = configure(model_dir, kernels, precision)
+    config = efficiency.configure(str(model_dir), "cpu", kernels, precision)
     names = ("base", "full", "bitfit", "lora", "lora_merged")
     models = {name: serving_model(measured_run(config, name), name == "lora_merged") for name in names}
     batch = random_batch(models["base"].config, "4x12")
@@ -125,9 +115,6 @@ def test_merged_lora_computes_what_unmerged_does(model_dir: Path, kernels: str, 
     assert not any(p.requires_grad for model in models.values() for p in model.parameters())
     layers = [module for module in models["lora_merged"].modules() if isinstance(module, LoraLinear)]
     assert not layers and any(isinstance(module, LoraLinear) for module in models["lora"].modules())
-
-
-# The whole measurement.
 
 
 def test_paired_ratios_cancel_what_a_round_shares() -> None:
@@ -193,9 +180,6 @@ def test_tables_follow_from_the_summaries(measured: Path) -> None:
     assert committed
     for path in committed:
         assert document([*read_summaries(path.parent).values()]) == path.read_text()
-
-
-# Settings and mistakes.
 
 
 @pytest.mark.parametrize(

@@ -30,15 +30,8 @@ def test_the_model_and_the_paper_s_formula_agree(counts):
         ("deberta_v2_xxl", 16, 4_718_592, 1536 * 1536 + 1536 + 3 * 1536 + 3),
     ],
 )
-def test_lora_rows_match_exactly(counts, model, rank, method, head):
-    ((row, *counted),) = (
-        (row, *counted)
-        for row, *counted in counts
-        if (row.table, row.model, row.config.name) == ("2", model, "lora") and "dagger" not in row.row
-    )
-    assert row.config.rank == rank
-    assert counted == [method, method + head]
-    assert off_printed(row.printed, method) == 0
+def test_lora_and_its_head_match_exactly(model, rank, method, head):
+    assert count(model, LoraConfig(rank=rank)) == (method, method + head)
 
 
 def test_what_does_not_round_to_the_printed_number_is_known(counts):

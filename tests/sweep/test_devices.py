@@ -13,12 +13,6 @@ from lora.sweep import pool
 from lora.sweep.request import select_runs
 from lora.training import device
 
-HAS_GPU = torch.cuda.is_available()
-needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU")
-
-
-# The precisions that a processor has.
-
 
 def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "cpu_flags", lambda: {"avx2"})
@@ -29,9 +23,6 @@ def test_a_sweep_in_a_precision_that_the_machine_lacks_is_one_message(tiny_overr
     assert not (tmp_path / "results").exists()
 
 
-# Concurrent runs.
-
-
 def test_one_run_at_a_time_on_each_gpu(tiny_config, monkeypatch):
     def workers(*overrides):
         return pool.local_workers([planned(tiny_config(*overrides))], 8, False)
@@ -40,9 +31,6 @@ def test_one_run_at_a_time_on_each_gpu(tiny_config, monkeypatch):
         with_gpus(monkeypatch, *[GPU()] * count)
         assert workers("runtime.device=auto") == expected
     assert workers("runtime.device=cpu") == workers("runtime.device=auto", "train.kernels=fused") == 8
-
-
-# The GPU of each worker.
 
 
 @pytest.mark.parametrize(
@@ -72,20 +60,16 @@ def test_workers_share_the_gpus_evenly(tmp_path, monkeypatch):
         assert sorted(spied.read_text().split()) == seen
 
 
-# On a machine with a GPU.
-
-
-@needs_gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_default_trains_on_the_gpu(tmp_path):
     """No option names the GPU. The choices are those tested above."""
     asked = ["experiment=glue_table2", "task=reviews", "method=full", "seed=1", "data.train_rows=32"]
     asked += own_tasks.folders(tmp_path)
     (one,) = select_runs("mini", asked)
-    config = one.config
     bf16 = torch.cuda.get_device_capability()[0] >= 8
-    assert (config.train.kernels, config.model.attention) == ("stock", "sdpa")
-    assert config.train.precision == ("bf16" if bf16 else "fp32")
-    record, _, _ = run(config)
+    assert (one.config.train.kernels, one.config.model.attention) == ("stock", "sdpa")
+    assert one.config.train.precision == ("bf16" if bf16 else "fp32")
+    record, _, _ = run(one.config)
     assert record.provenance["device"] == torch.cuda.get_device_name()
     assert record.selected["best"]["value"] is not None
 

@@ -15,8 +15,6 @@ from lora.errors import UserError
 from lora.sweep import launch
 from lora.sweep.launch import launch_sweep
 
-GRID = ("experiment=null", "method=bitfit", "seed=1,2")
-
 
 def test_killed_runs_are_launched_three_times_and_mistakes_once(tiny_overrides, monkeypatch, capsys):
     (*waves, ended) = launched(monkeypatch, tiny_overrides, "seed=1,2", outcomes=[{}, {}, {}])
@@ -50,7 +48,7 @@ def test_a_launcher_whose_package_is_not_installed_names_its_extra(tiny_override
 
 
 def refused(tiny_overrides, *more: str) -> str:
-    done = lora("-m", *tiny_overrides, *GRID, *more)
+    done = lora("-m", *tiny_overrides, "experiment=null", "method=bitfit", "seed=1,2", *more)
     assert done.returncode == 2, done.stderr
     return done.stderr
 

@@ -31,9 +31,6 @@ def watch(runs, folder, done=0) -> Watch:
     return Watch(runs, done, str(folder), str(folder), 2)
 
 
-# Estimates
-
-
 def test_estimates_come_from_the_most_similar_records(runs):
     lora = next(run for run in runs if run.method == "lora")
     alike, other = record(seconds=10.0), record("minilm.full.ratings.s1-00000000", seconds=99.0)
@@ -71,9 +68,6 @@ def test_the_announcement_says_what_and_how_long(runs, tmp_path, monkeypatch):
         write_record(tmp_path / "mini", record())
     text = announced("mini", runs, [synthetic_record(run, 0.5) for run in runs], tmp_path / "mini")
     assert text.startswith("profile mini: nothing to train, all 4 runs are in ")
-
-
-# Lines
 
 
 def test_finished_runs_are_counted_with_metric_and_time_left(runs, tmp_path, capsys):

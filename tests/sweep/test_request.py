@@ -107,10 +107,8 @@ def test_the_seeds_and_methods_of_a_task_of_ones_own_are_free(tmp_path, experime
 
 def test_values_replace_those_of_a_named_grid_that_lacks_them():
     runs = select_runs("small", ["experiment=glue_table2", "task=cola", "method=adapterdrop", "seed=3,11"])
-    assert {(run.method, run.task.name, run.seed) for run in runs} == {
-        ("adapterdrop", "cola", 3),
-        ("adapterdrop", "cola", 11),
-    }
+    assert {(run.method, run.task.name) for run in runs} == {("adapterdrop", "cola")}
+    assert sorted(run.seed for run in runs) == [3, 11]
     seeds = {run.seed for run in select_runs("mini", ["method=lora", "seed=2,9"])}
     assert seeds == {2, 9}, "seeds are free without an experiment too"
 
@@ -149,9 +147,8 @@ def test_a_launch_says_what_it_does_to_each_grid(asked, lines):
 def test_values_that_a_named_grid_has_select_its_blocks():
     """The commands by which the long run was planned: each block has its own rates and seeds."""
     asked = ["experiment=learning_rate", "seed=5", "method=full", "train.lr=2e-5,5e-5"]
-    assert {(run.task.name, run.seed, run.config.train.lr) for run in select_runs("long", asked)} == {
-        ("cola", 5, 2e-5), ("cola", 5, 5e-5)
-    }  # fmt: skip
+    runs = select_runs("long", asked)
+    assert {(run.task.name, run.seed, run.config.train.lr) for run in runs} == {("cola", 5, 2e-5), ("cola", 5, 5e-5)}
     assert len(select_runs("decide", ["experiment=lora_targets", "seed=6"])) == 7
 
 

@@ -51,28 +51,28 @@ def other_rows(glue_dir, tmp_path, file="train.tsv"):
     return other
 
 
-def test_a_record_stands_in_for_the_same_rows_and_weights_from_elsewhere(trained, tiny_overrides, glue_dir, tmp_path):
+def test_a_record_stands_in_for_the_same_rows_from_elsewhere_and_for_no_others(
+    trained, tiny_overrides, glue_dir, tmp_path
+):
+    """Nor may a new run of its folder read other rows."""
     config, record = trained
-    copy = shutil.copytree(glue_dir, tmp_path / "copy")
-    again = compose_run([*tiny_overrides, "train.epochs=1", f"data.path={copy}"])
-    assert again.run_id == config.run_id
     path = record_path(config.runtime.results, config.run_id)
     before = path.stat().st_mtime_ns
-    assert ensure_record(again, mistakes_fail=False).epochs == record.epochs
-    assert path.stat().st_mtime_ns == before
 
+    def on_rows_of(folder, *more):
+        asked = [*tiny_overrides, "train.epochs=1", f"data.path={folder}", *more]
+        return ensure_record(compose_run(asked), mistakes_fail=False)
 
-def test_a_single_run_on_other_rows_or_none_is_refused(trained, tiny_overrides, glue_dir, tmp_path):
-    _, record = trained
-    path = record_path(tmp_path / "results", record.run_id)
-    before = path.read_bytes()
-    for folder, message in (
-        (other_rows(glue_dir, tmp_path), "the rows of cola are not those that .* runtime.results=FOLDER"),
-        (tmp_path / "nowhere", "does not exist"),
+    assert on_rows_of(shutil.copytree(glue_dir, tmp_path / "copy")).epochs == record.epochs
+    others = other_rows(glue_dir, tmp_path)
+    for folder, method, message in (
+        (others, "lora", f"the rows of cola are not those that {record.run_id} .* runtime.results=FOLDER"),
+        (others, "full", f"the rows of cola are not those that {record.run_id}"),
+        (tmp_path / "nowhere", "lora", "does not exist"),
     ):
         with pytest.raises(UserError, match=message):
-            ensure_record(compose_run([*tiny_overrides, "train.epochs=1", f"data.path={folder}"]), mistakes_fail=False)
-    assert path.read_bytes() == before
+            on_rows_of(folder, f"method={method}")
+    assert path.stat().st_mtime_ns == before
 
 
 def test_another_local_encoder_is_another_run_with_a_name_of_its_own(tiny_overrides, tmp_path):
@@ -108,55 +108,36 @@ def test_parts_of_a_split_share_the_dev_rows_alone(trained, tiny_overrides, glue
         verify_inputs([part], [record], ())
 
 
-def rows_of(record, fingerprint):
-    """Other train rows than a record's, and its dev rows."""
-    dev = record.provenance["data"]["dev_fingerprint"]
-    return reader.TaskData("hub", {}, {}, {}, False, {}, fingerprint, dev)
-
-
-def test_a_single_run_on_other_rows_than_those_of_its_folder_is_refused(trained, tiny_overrides, monkeypatch):
-    _, record = trained
-    monkeypatch.setattr(reader, "read", lambda *_, **__: rows_of(record, "other rows"))
-    other = compose_run([*tiny_overrides, "train.epochs=1", "method=full"])
-    with pytest.raises(UserError, match=f"the rows of cola are not those that {record.run_id}"):
-        ensure_record(other, mistakes_fail=False)
-
-
 HERE, THERE = "0" * 40, "1" * 40
 
 
-def as_made_from(record, **sections):
-    """The record with some of its settings replaced."""
-    config = {key: {**value, **sections[key]} if key in sections else value for key, value in record.config.items()}
-    return dataclasses.replace(record, config=config)
-
-
-@pytest.mark.parametrize(
-    ("source", "revision", "is_refused"), [("tsv", THERE, False), ("hub", HERE, False), ("hub", THERE, True)]
-)
-def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(
-    trained, tiny_overrides, monkeypatch, source, revision, is_refused
-):
-    record = as_made_from(trained[1], data={"source": source, "revision": revision})
+def test_rows_on_the_hub_are_compared_by_their_revision_and_read_for_training(trained, tiny_overrides, monkeypatch):
+    _, record = trained
     settings = [o for o in tiny_overrides if not o.startswith(("profile=", "data.path="))]
     settings += ["train.epochs=1", "data.source=hub", f"data.revision={HERE}"]
     runs = select_runs("small", [*settings, "experiment=null", "seed=1,2"])
     done, other = sorted(runs, key=lambda run: run.run_id != record.run_id)
     assert done.run_id == record.run_id
-    reads = []
-    prints = [record.provenance["data"]["fingerprint"]]
-    monkeypatch.setattr(reader, "read", lambda *_, **__: reads.append(1) or rows_of(record, prints[0]))
-    if is_refused:
-        with pytest.raises(UserError, match="the revision of the rows of cola are not those"):
-            verify_inputs([done], [record], ())
-        return
-    verify_inputs([done], [record], ())
-    assert not reads
-    verify_inputs([other], [record], {other.run_id})
-    prints[0] = "other rows"
-    with pytest.raises(UserError, match="the rows of cola are not those"):
-        verify_inputs([other], [record], {other.run_id})
-    assert len(reads) == 2
+    known, to_read = record.provenance["data"], []  # the fingerprints of the rows to be read
+
+    def read(*_, **__):
+        return reader.TaskData("hub", {}, {}, {}, False, {}, to_read.pop(), known["dev_fingerprint"])
+
+    def made_from(source, revision):
+        data = record.config["data"] | {"source": source, "revision": revision}
+        return dataclasses.replace(record, config=record.config | {"data": data})
+
+    monkeypatch.setattr(reader, "read", read)
+    with pytest.raises(UserError, match="the revision of the rows of cola are not those"):
+        verify_inputs([done], [made_from("hub", THERE)], ())
+    for same in (made_from("tsv", THERE), made_from("hub", HERE)):
+        verify_inputs([done], [same], ())  # reads nothing
+        to_read.append(known["fingerprint"])
+        verify_inputs([other], [same], {other.run_id})
+        to_read.append("other rows")
+        with pytest.raises(UserError, match="the rows of cola are not those"):
+            verify_inputs([other], [same], {other.run_id})
+        assert not to_read
 
 
 def test_an_adapter_that_is_not_the_records_is_made_again(tiny_config):
