@@ -19,17 +19,14 @@ ROWS = 12
 
 def alone(architecture, names, dtype=torch.float64):
     """The logits of each example, from a separate model per adapter."""
-    found = [None] * ROWS
-    for seed, (task, (config, outputs)) in enumerate(FIVE.items()):
-        own = logits(with_method(architecture, config, seed, outputs).to(dtype), architecture, ROWS)
-        for row in range(ROWS):
-            if names[row] == task:
-                found[row] = own[row]
-    return found
+    own = {
+        task: logits(with_method(architecture, config, seed, outputs).to(dtype), architecture, ROWS)
+        for seed, (task, (config, outputs)) in enumerate(FIVE.items())
+    }
+    return [own[name][row] for row, name in enumerate(names)]
 
 
 def assert_rows(mixed, expected):
-    assert len(mixed) == len(expected)
     for found, row in zip(mixed, expected, strict=True):
         torch.testing.assert_close(found, row, rtol=0, atol=1e-10)
 
@@ -46,24 +43,17 @@ def test_every_row_has_the_logits_of_its_adapter_alone(architecture):
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own projections"])
 @pytest.mark.parametrize("kinds", [["p2c", "c2p"], ["c2p"], ["p2c"]], ids="+".join)
-def test_deberta_projects_relative_positions_with_each_rows_adapter(shared, kinds, monkeypatch):
+def test_deberta_projects_relative_positions_with_each_rows_adapter(shared, kinds):
     """Every adapter also covers the projections that only positions use, if the model has them."""
-    original = tiny.config
-
-    def changed(architecture, **extra):
-        settings = original(architecture, **extra)
-        settings.share_att_key, settings.pos_att_type = shared, kinds
-        return settings
-
-    monkeypatch.setattr(tiny, "config", changed)
-    reference = tiny.model("deberta-v2")
-    found = [n for n, _ in reference.named_modules() if n.endswith(("query_proj", "key_proj"))]
+    settings = {"share_att_key": shared, "pos_att_type": kinds}
+    base = tiny.model("deberta-v2", **settings).double()
+    found = [n for n, _ in base.named_modules() if n.endswith(("query_proj", "key_proj"))]
     assert len(found) == (4 if shared else 4 + 2 * len(kinds))
     config = LoraConfig(targets=tuple(found), rank=3)
-    models = {name: with_method("deberta-v2", config, seed) for seed, name in enumerate("abc")}
+    models = {name: with_method("deberta-v2", config, seed, **settings) for seed, name in enumerate("abc")}
     adapters = {name: adapter_of(model) for name, model in models.items()}
     names = list("abcacbbacabc")
-    mixed = AdapterSet(tiny.model("deberta-v2").double(), adapters)(names, **tiny.inputs("deberta-v2", ROWS))
+    mixed = AdapterSet(base, adapters)(names, **tiny.inputs("deberta-v2", ROWS))
     own = {name: logits(model.double(), "deberta-v2", ROWS) for name, model in models.items()}
     assert_rows(mixed, [own[name][row] for row, name in enumerate(names)])
 

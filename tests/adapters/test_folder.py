@@ -11,7 +11,7 @@ import tiny
 import torch
 from processor import NARROWEST
 from safetensors.torch import load_file, save_file
-from tiny_adapters import CASES, bytes_of, five, logits, state, with_method
+from tiny_adapters import CASES, METHODS, bytes_of, five, logits, state, with_method
 from trained import ensure_record
 
 from lora.adapters import folder as folders
@@ -81,11 +81,19 @@ def test_another_architecture_or_method_is_refused(tmp_path):
     before = state(deeper)
     with pytest.raises(UserError, match="is not a linear layer of the encoder's body"):
         load_adapter(deeper, tmp_path / "a", allow_other_base=True)
-    adapter = read_adapter(tmp_path / "h")
-    short = {name: tensor[..., :-1] for name, tensor in adapter.weights.items()}
-    with pytest.raises(UserError, match="missing, unknown or of another shape: bert"):
-        load_adapter(tiny.model("bert"), Adapter(adapter.method, short, adapter.head))
     assert state(deeper) == before
+
+
+@pytest.mark.parametrize("method", ["full", "houlsby"])
+def test_an_adapter_with_other_tensors_than_its_method_trains_is_refused(method):
+    adapter = adapter_of(with_method("bert", METHODS[method]))
+    name, model = min(adapter.weights), tiny.model("bert")
+    less = {key: tensor for key, tensor in adapter.weights.items() if key != name}
+    before = state(model)
+    for weights in (less, adapter.weights | {f"{name}2": torch.zeros(1)}, adapter.weights | {name: torch.zeros(31)}):
+        with pytest.raises(UserError, match=f"missing, unknown or of another shape: {name}"):
+            load_adapter(model, Adapter(adapter.method, weights, adapter.head))
+        assert state(model) == before
 
 
 def edit(folder, **changes):

@@ -19,7 +19,7 @@ from lora.adapters.peft import to_peft
 from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
-from lora.methods.lowrank import LoraLinear
+from lora.methods.lowrank import LoraLayer
 from lora.models.modules import checksum, is_head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -50,18 +50,29 @@ def test_a_merged_model_computes_the_unmerged_one_with_the_modules_and_state_of_
     assert state(model) == before
 
 
+SLICES = LoraConfig(targets=("k", "v"), rank=2, ranks={"v": 4}, alpha=3, alpha_at_rank=2)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_merged_weight_is_the_exact_sum_rounded_once(dtype):
-    model = with_method("bert", LoraConfig(rank=3, alpha=7)).to(dtype)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+@pytest.mark.parametrize(
+    ("architecture", "config", "scale"), [("bert", LoraConfig(rank=3, alpha=7), 7 / 3), ("modernbert", SLICES, 3 / 2)]
+)
+def test_a_merged_weight_is_the_exact_sum_rounded_once(architecture, config, scale, dtype):
+    """Rows of a fused matrix outside the adapted slices keep their bits."""
+    model = with_method(architecture, config).to(dtype)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     merge(model)
-    assert len(layers) == 4
+    assert len(layers) == (4 if architecture == "bert" else 2)
     for name, layer in layers.items():
-        exact = layer.weight.double() + 7 / 3 * layer.lora_b.double() @ layer.lora_a.double()
+        exact, is_adapted = layer.weight.double(), torch.zeros(len(layer.weight), dtype=torch.bool)
+        for part in layer.parts(name).values():
+            exact[part.rows] += scale * part.lora_b.double() @ part.lora_a.double()
+            is_adapted[part.rows] = True
         merged = model.get_submodule(name).weight
         assert merged.dtype == dtype and type(model.get_submodule(name)) is nn.Linear and not merged.requires_grad
         one_rounding = torch.finfo(dtype).eps * exact.abs() / 2
         assert ((merged.double() - exact).abs() <= one_rounding + 2e-6).all()
+        assert torch.equal(merged[~is_adapted], layer.weight[~is_adapted])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -123,48 +134,36 @@ def test_methods_that_have_no_merge_are_refused(method):
     assert state(model) == before
 
 
-def broken(adapter: Adapter, fault: str) -> Adapter:
-    weights, head = dict(adapter.weights), dict(adapter.head)
-    last = [name for name in weights if name.endswith("lora_b")][-1]
-    if fault == "overflow":
-        weights[last] = torch.full_like(weights[last], 3e38)
-    elif fault == "inputs":
-        name = last.replace("lora_b", "lora_a")
-        weights[name] = weights[name][:, :-1]
-    elif fault == "module":
-        weights = {name.replace("layer.1.", "layer.7."): tensor for name, tensor in weights.items()}
-    elif fault == "head":
-        head["classifier.weight"] = head["classifier.weight"][:, :-1]
-    elif fault == "bias":
-        head["classifier.bias"] = head["classifier.bias"][:-1]
-    elif fault == "half a head":
-        del head["classifier.bias"]
-    elif fault == "other head":
-        head["score.weight"] = head.pop("classifier.weight")
-    return Adapter(adapter.method, weights, head)
-
-
-FAULTS = {
-    "overflow": "merged weight of .* not finite in torch.float32",
-    "inputs": r"are for 32 x 31 weights, and the model's is 32 x 32",
-    "module": r"layer\.7\..* not a linear layer of the encoder's body",
-    "head": r"classifier\.weight is \(3, 31\)",
-    "bias": r"must have one number of labels, got \[1, 2\]",
-    "half a head": "must have one number of labels",
-    "other head": r"head has score\.weight",
+LAST, SEVENTH = (f"bert.encoder.layer.{layer}.attention.self.value.lora_" for layer in (1, 7))
+FAULTS = {  # changes of an adapter's weights and head
+    "overflow": (lambda w, h: w.update({f"{LAST}b": torch.full((32, 4), 3e38)}), "merged weight of .* not finite in"),
+    "inputs": (
+        lambda w, h: w.update({f"{LAST}a": torch.ones(4, 31)}),
+        r"are for 32 x 31 weights, and the model's is 32 x 32",
+    ),
+    "module": (
+        lambda w, h: w.update({f"{SEVENTH}{part}": w.pop(f"{LAST}{part}") for part in "ab"}),
+        r"layer\.7\..* not a linear layer of the encoder's body",
+    ),
+    "head": (lambda w, h: h.update({"classifier.weight": torch.ones(3, 31)}), r"classifier\.weight is \(3, 31\)"),
+    "bias": (lambda w, h: h.update({"classifier.bias": torch.ones(1)}), r"one number of labels, got \[1, 3\]"),
+    "half a head": (lambda w, h: h.pop("classifier.bias"), "must have one number of labels"),
+    "other head": (lambda w, h: h.update(score=h.pop("classifier.weight")), "head has score"),
 }
 
 
 @pytest.mark.parametrize("merged", [False, True], ids=["unmerged", "merged"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_failed_swap_leaves_the_model_as_it_was(fault, merged):
-    adapters = five("bert")
+    adapters, (change, message) = five("bert"), FAULTS[fault]
     model = with_method("bert", LoraConfig(targets=("q", "v"), rank=4))
     if merged:
         swap(model, adapters["rte"])
     before, applied = state(model), model.applied
-    with pytest.raises(UserError, match=FAULTS[fault]):
-        swap(model, broken(adapters["mnli" if fault != "bias" else "rte"], fault))
+    weights, head = dict(adapters["mnli"].weights), dict(adapters["mnli"].head)
+    change(weights, head)
+    with pytest.raises(UserError, match=message):
+        swap(model, Adapter(adapters["mnli"].method, weights, head))
     assert state(model) == before and model.applied == applied
     swap(model, adapters["mnli"])
     fresh = tiny.model("bert")
@@ -186,34 +185,28 @@ def test_an_adapter_of_another_base_is_refused_in_every_dtype_and_taken_when_ask
 
 
 @pytest.mark.parametrize(
-    ("dtype", "low", "error"),
+    ("dtype", "low", "factor", "error"),
     [
-        *((torch.float32, 1e7, None), (torch.bfloat16, 1e3, None), (torch.float64, 1e7, 1e-7)),
-        *((torch.float32, -1e3, 1e-3), (torch.bfloat16, -1.0, 0.05)),
+        *((torch.float32, 1e7, 0.2, None), (torch.bfloat16, 1e3, 0.2, None), (torch.float64, 1e7, 0.2, 1e-7)),
+        *((torch.float32, -1e3, 0.2, 1e-3), (torch.bfloat16, -1.0, 0.2, 0.05)),
+        (torch.float16, 0.0, 4e4, None),  # beyond its largest number
     ],
 )
-def test_a_model_answers_in_the_units_of_scores_or_refuses_them(dtype, low, error, tmp_path):
-    """Their range is from `low` to `low` + 1, and the head that answers from 0 to 5 is the truth."""
+def test_a_model_answers_in_the_units_of_scores_or_refuses_them(dtype, low, factor, error, tmp_path):
+    """Their range is from `low` to `low` + 5 `factor`, and the head that answers from 0 to 5 is the truth."""
     plain = adapter_of(with_method("bert", LoraConfig(rank=3), outputs=1))
-    scored = dataclasses.replace(plain, origin=Origin("mine", shift=low, factor=0.2))
+    scored = dataclasses.replace(plain, origin=Origin("mine", shift=low, factor=factor))
     load_adapter(exact := tiny.model("bert").double(), plain)
     refused = pytest.raises(UserError, match=f"{dtype} has too few numbers in the range of mine's scores")
     for put in (load_adapter, swap):
         model = tiny.model("bert").to(dtype)
         with refused if error is None else contextlib.nullcontext():
             put(model, scored)
-            expected = low + 0.2 * logits(exact, "bert")
+            expected = low + factor * logits(exact, "bert")
             torch.testing.assert_close(logits(model, "bert").double(), expected, rtol=0, atol=error)
     if low == 1e7:
         with pytest.raises(UserError, match="float32 has too few numbers"):
             to_peft(scored, tmp_path / "peft")
-
-
-def test_scores_beyond_a_dtypes_largest_number_are_refused():
-    plain = adapter_of(with_method("bert", LoraConfig(rank=3), outputs=1))
-    for put in (load_adapter, swap):
-        with pytest.raises(UserError, match="float16 has too few numbers in the range of mine's scores, 0 to 200000"):
-            put(tiny.model("bert").half(), dataclasses.replace(plain, origin=Origin("mine", factor=4e4)))
 
 
 def test_a_base_that_is_written_to_through_data_is_noticed():
@@ -279,15 +272,19 @@ def test_what_is_no_plain_classifier_is_refused_everywhere_and_stays_frozen(kind
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+IN_HALVES = METHODS | {"dora": LoraConfig(rank=4, dora=True)}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("architecture", "method"), [*(("bert", name) for name in METHODS), ("modernbert", "lora"), ("deberta-v2", "full")]
+    ("architecture", "method"),
+    [*(("bert", name) for name in IN_HALVES), ("modernbert", "lora"), ("deberta-v2", "full")],
 )
 def test_what_trains_on_a_model_in_half_precision_is_in_float32(architecture, method, dtype, tmp_path):
     """In half precision, 64% of the entries never moved in 200 steps of this size."""
     model, exact = tiny.model(architecture).to(dtype), tiny.model(architecture)
     for each in (model, exact):
-        trained = apply(each, METHODS[method])
+        trained = apply(each, IN_HALVES[method])
     torch.testing.assert_close(logits(model, architecture).float(), logits(exact, architecture), rtol=0, atol=0.05)
     assert logits(model, architecture).dtype == (torch.float32 if method == "full" else dtype)
     trained = {name: p for name, p in model.named_parameters() if name in trained}

@@ -16,20 +16,16 @@ from safetensors.torch import load_file, save_file
 from tiny_adapters import LORA, METHODS, assert_same_logits, logits, shake, with_method
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
-from lora.adapters.base import describe_base
 from lora.adapters.folder import read_adapter, write_adapter
 from lora.adapters.loralib import from_loralib
 from lora.adapters.merge import load_adapter, swap, unmerge
 from lora.adapters.peft import CONFIG, WEIGHTS, from_peft, to_peft
 from lora.config.compose import compose_run
-from lora.data.embedded import model_folder
-from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.methods.lowrank import LoraLinear
 from lora.models.architectures import module_of
-from lora.models.load import load_encoder
 from lora.models.modules import checksum, find_target, trainable
 
 HEADS = {
@@ -130,7 +126,6 @@ def test_a_head_that_is_saved_in_part_leaves_the_rest_to_the_model(tmp_path):
     swap(ours, adapter)
     unmerge(ours)
     assert_same_logits(ours, theirs, "bert")
-    assert same(Adapter(adapter.method, adapter.weights, {}), Adapter(adapter.method, adapter_of(ours).weights, {}))
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
@@ -140,19 +135,22 @@ def test_other_methods_have_no_peft_folder(method, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("outputs", [1, 2, 3])
-def test_peft_loads_base_labels_and_adapter_from_the_folder(outputs, tmp_path, bases, offline, monkeypatch):
-    model = with_method("bert", LoraConfig(rank=3, alpha=7), outputs=outputs)
-    labels = ("no", "yes", "maybe")[:outputs] if outputs > 1 else ()
-    shutil.copytree(bases / "bert", tmp_path / "bert")
+@pytest.mark.parametrize(("architecture", "outputs"), [("bert", 1), ("bert", 2), ("bert", 3), ("roberta", 40)])
+def test_peft_loads_base_labels_and_adapter_from_the_folder(
+    architecture, outputs, tmp_path, bases, offline, monkeypatch
+):
+    """With 40 labels, RoBERTa's head has more rows in its output layer than in its dense layer."""
+    model = with_method(architecture, LoraConfig(rank=3, alpha=7), outputs=outputs)
+    labels = tuple(f"class {number}" for number in range(outputs)) if outputs > 1 else ()
+    shutil.copytree(bases / architecture, tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # the second replaces the first
-        to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base="bert")
+        to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base="base")
     monkeypatch.chdir(bases)
-    shutil.rmtree(tmp_path / "bert")  # of which nothing is needed then
+    shutil.rmtree(tmp_path / "base")  # of which nothing is needed then
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
     assert theirs.config.id2label == dict(enumerate(labels or ("LABEL_0",)))
-    assert_same_logits(theirs, model, "bert")
+    assert_same_logits(theirs, model, architecture)
 
 
 def test_a_folder_of_another_base_is_refused(tmp_path, bases):
@@ -173,22 +171,6 @@ def test_a_folder_of_another_base_is_refused(tmp_path, bases):
     three = adapter_of(with_method("bert", LoraConfig(rank=3), outputs=3))
     to_peft(three, tmp_path / "peft", base=tmp_path / "three")
     peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft")
-
-
-def test_the_embedded_encoder_is_named_by_where_it_lies_here(tmp_path, offline):
-    """The adapter is a run's, as the sweep writes it: the call names no base, and nothing is fetched."""
-    config = compose_run(["profile=mini", "task=clauses"]).model
-    encoder = load_encoder(config, TASKS["clauses"], seed=1)
-    shake(encoder.model.eval(), apply(encoder.model, LoraConfig(rank=2), seed=1), 0.05, 3)
-    adapter = adapter_of(encoder.model, describe_base(encoder.model, "minilm"), Origin("clauses", encoder=config))
-    write_adapter(adapter, tmp_path / "a")
-    assert str(model_folder()) not in (tmp_path / "a" / "adapter.json").read_text()
-    to_peft(tmp_path / "a", tmp_path / "peft")
-    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
-    rows = encoder.tokenizer("Who sees my data?", "We share your data with no one.", return_tensors="pt")
-    with torch.no_grad():
-        found, expected = theirs.double()(**rows).logits, encoder.model.double()(**rows).logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 def place_of(adapter, out, **given):
@@ -382,13 +364,3 @@ def test_peft_loads_a_base_in_half_precision_in_float32_as_its_scores_need(tmp_p
     to_peft(adapter, tmp_path / "peft", base=tmp_path / "base")
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
     torch.testing.assert_close(logits(theirs, "bert"), 1000 + 2 * logits(model, "bert"), rtol=0, atol=1e-3)
-
-
-def test_more_labels_than_hidden_units_keep_their_names(tmp_path, bases):
-    """The head's dense layer has fewer rows than its output layer."""
-    labels = tuple(f"class {number}" for number in range(40))
-    model = with_method("roberta", LoraConfig(targets=("q", "v"), rank=3), outputs=len(labels))
-    to_peft(adapter_of(model, origin=Origin(labels=labels)), tmp_path / "peft", base=bases / "roberta")
-    loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "peft").eval()
-    assert tuple(loaded.config.id2label.values()) == labels
-    assert_same_logits(loaded, model, "roberta")

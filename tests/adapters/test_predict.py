@@ -15,18 +15,18 @@ import pytest
 import tiny
 import tiny_glue
 import torch
+from commands import lora
 from glue_files import GLUE_TASKS, write_tsv
-from safetensors.numpy import load_file
 from tiny_adapters import shake
 from trained import ensure_record
 
 from lora.adapters.adapter import Adapter, Origin, adapter_of
 from lora.adapters.base import describe_base
 from lora.adapters.folder import read_adapter, write_adapter
-from lora.adapters.merge import load_adapter
-from lora.adapters.predict import as_table, local_encoder
-from lora.cli import main
+from lora.adapters.predict import as_table
 from lora.config.compose import compose_run
+from lora.data.embedded import model_folder
+from lora.data.read import read
 from lora.data.tables import InputTable
 from lora.data.tasks import TASKS
 from lora.errors import UserError
@@ -34,6 +34,7 @@ from lora.files import ROOT
 from lora.methods import apply
 from lora.methods.configs import LoraConfig
 from lora.models.load import load_encoder
+from lora.records.predictions import dev_predictions
 from lora.records.record import adapter_path
 
 RUNS = {
@@ -57,32 +58,18 @@ def runs(tmp_path_factory):
     return trained, folder
 
 
-def predict(*arguments):
-    """Run the command and return its exit code."""
-    return main(["predict", *map(str, arguments)])
-
-
 def read_tsv(path):
     return [line.split("\t") for line in path.read_text().splitlines()]
 
 
 def dev_file(folder, task):
     """Write the dev rows as an input: a header with the task's column names, and the texts alone."""
-    layout, split = TASKS[task].tsv, TASKS[task].validation_splits[0]
-    lines = read_tsv(folder / "glue" / TASKS[task].title / layout.files[split])
-    header = list(layout.bare) if layout.bare else lines.pop(0)
-    places = [header.index(name) for name in layout.texts]
+    columns, split = TASKS[task].columns, TASKS[task].validation_splits[0]
+    rows = read(TASKS[task], "tsv", folder / "glue", splits=(split,)).splits[split]
     path = folder / f"{task}.tsv"
-    rows = [TASKS[task].columns, *([line[place] for place in places] for line in lines)]
-    path.write_text("".join("\t".join(row) + "\n" for row in rows))
+    lines = [columns, *zip(*(rows[column][:] for column in columns), strict=True)]
+    path.write_text("".join("\t".join(line) + "\n" for line in lines))
     return path
-
-
-def recorded(folder, record, task):
-    """The predictions of the best epoch that training recorded: class indices or scores."""
-    split = TASKS[task].validation_splits[0]
-    epoch = record.selected["best"]["epoch"]
-    return load_file(folder / "results" / "predictions" / f"{record.run_id}.safetensors")[f"{epoch}.{split}"]
 
 
 @pytest.mark.parametrize("task", RUNS)
@@ -91,21 +78,21 @@ def test_a_trained_adapter_predicts_again_what_its_record_holds(runs, task, tmp_
     record, adapter = trained[task]
     found = tmp_path / "deep" / "out.tsv"
     end = ("--output", found, "--model", folder / "bert")
-    assert predict("--adapter", adapter, "--input", dev_file(folder, task), *end) == 0
+    assert lora("predict", "--adapter", adapter, "--input", dev_file(folder, task), *end).returncode == 0
     header, *rows = read_tsv(found)
     labels = TASKS[task].labels
     columns = len(TASKS[task].columns)
     assert header[columns:] == ["prediction", *(f"p_{label}" for label in labels)]
     assert [header[:columns], *(row[:columns] for row in rows)] == read_tsv(dev_file(folder, task))
     rows = [row[columns - 1 :] for row in rows]
-    expected = recorded(folder, record, task)
+    expected = dev_predictions(record, folder / "results")["best"]
     if labels:
         assert [row[1] for row in rows] == [labels[index] for index in expected]
     else:
         assert np.array([float(row[1]) for row in rows]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-def test_other_columns_stay_and_probabilities_are_the_softmax(runs, tmp_path):
+def test_other_columns_stay_and_a_row_alone_has_the_same_prediction(runs, tmp_path):
     trained, folder = runs
     _, adapter = trained["rte"]
     rows = pd.read_csv(dev_file(folder, "rte"), sep="\t", quoting=csv.QUOTE_NONE)
@@ -113,22 +100,14 @@ def test_other_columns_stay_and_probabilities_are_the_softmax(runs, tmp_path):
     rows.to_csv(tmp_path / "rows.csv", index=False)
     rows.head(1).to_json(tmp_path / "one.jsonl", orient="records", lines=True)
     end = ("--output", tmp_path / "out.csv", "--model", folder / "bert")
-    assert predict("--adapter", adapter, "--input", tmp_path / "rows.csv", *end) == 0
+    assert lora("predict", "--adapter", adapter, "--input", tmp_path / "rows.csv", *end).returncode == 0
     found = pd.read_csv(tmp_path / "out.csv")
     assert list(found) == [*rows, "prediction", "p_entailment", "p_not_entailment"] and found[[*rows]].equals(rows)
-    encoder = load_encoder(local_encoder(folder / "bert"), TASKS["rte"], 1)
-    model = encoder.model.eval()
-    load_adapter(model, adapter)
-    texts = (rows["sentence1"].tolist(), rows["sentence2"].tolist())
-    with torch.no_grad():
-        logits = model(**encoder.tokenizer(*texts, padding=True, return_tensors="pt")).logits
-    expected = torch.softmax(logits.double(), 1).numpy()
-    np.testing.assert_allclose(found[["p_entailment", "p_not_entailment"]], expected, rtol=0, atol=1e-4)
-    assert predict("--adapter", adapter, "--input", tmp_path / "one.jsonl", *end) == 0
+    assert lora("predict", "--adapter", adapter, "--input", tmp_path / "one.jsonl", *end).returncode == 0
     assert pd.read_csv(tmp_path / "out.csv")["prediction"].tolist() == found["prediction"].tolist()[:1]
 
 
-def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, tmp_path, capsys):
+def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, tmp_path):
     """Sentences of the tiny tokenizer have one token per word; pairs of them have three more."""
     trained, folder = runs
     _, adapter = trained["rte"]
@@ -140,8 +119,7 @@ def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, t
     write = tmp_path / "rows.jsonl"
     write.write_text("\n".join(map(json.dumps, rows)))
     given = ["--adapter", adapter, "--input", write, "--model", folder / "bert", "--output", tmp_path / "out.csv"]
-    assert predict(*given) == 0
-    said = capsys.readouterr().err
+    said = lora("predict", *given).stderr
     assert "rows with an empty text: 2, 4, 5\n" in said
     assert "2 of 3 rows are longer than 32 tokens and are cut: 3, 6\n" in said
     found = pd.read_csv(tmp_path / "out.csv")
@@ -149,7 +127,7 @@ def test_rows_that_are_cut_or_empty_are_named_and_nested_fields_are_json(runs, t
     assert [None if pd.isna(cell) else json.loads(cell) for cell in found["more"]] == extra
     assert pd.read_csv(tmp_path / "out.csv", dtype=str)["id"].fillna("").tolist() == [str(2**53 + 1)] * 5 + [""]
     write.write_text("\n".join(json.dumps(row | {"sentence1": " "}) for row in rows))
-    refused(capsys, "rows.jsonl has no rows with a text", *given)
+    refused("rows.jsonl has no rows with a text", *given)
 
 
 def test_a_line_end_in_a_cell_breaks_no_row(tmp_path):
@@ -167,7 +145,8 @@ def test_a_glue_submission_has_the_official_names_headers_and_words(runs, tmp_pa
     trained, folder = runs
     monkeypatch.setenv("MODEL_DIR", str(folder / "bert"))
     for _, adapter in trained.values():
-        assert predict("--adapter", adapter, "--glue-submission", tmp_path / "s", "--glue-dir", folder / "glue") == 0
+        given = ["--adapter", adapter, "--glue-submission", tmp_path / "s", "--glue-dir", folder / "glue"]
+        assert lora("predict", *given).returncode == 0
     allowed = {
         "RTE.tsv": {"entailment", "not_entailment"},
         "MNLI-m.tsv": {"entailment", "neutral", "contradiction"},
@@ -190,14 +169,14 @@ def test_every_glue_task_has_a_file_of_the_official_name():
     assert [TASKS[task].title for task in GLUE_TASKS] == official
 
 
-def refused(capsys, message, *arguments, folder=None):
-    assert predict(*arguments, *(["--model", folder / "bert"] if folder else [])) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ") and "Traceback" not in said.err and said.out == ""
-    assert re.search(message, said.err), said.err
+def refused(message, *arguments, folder=None):
+    done = lora("predict", *arguments, *(["--model", folder / "bert"] if folder else []))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert re.search(message, done.stderr), done.stderr
 
 
-def test_what_was_asked_for_wrongly_is_refused(runs, tmp_path, capsys, monkeypatch):
+def test_what_was_asked_for_wrongly_is_refused(runs, tmp_path, monkeypatch):
     trained, folder = runs
     monkeypatch.delenv("MODEL_DIR", raising=False)
     rte, stsb = trained["rte"][1], trained["stsb"][1]
@@ -225,11 +204,11 @@ def test_what_was_asked_for_wrongly_is_refused(runs, tmp_path, capsys, monkeypat
         ("reviews is no GLUE task", "--adapter", folder / "embedded", *glue),
         ("--batch must be >= 1", "--adapter", stsb, "--batch", "0", *files),
     ):
-        refused(capsys, message, *arguments, folder=folder)
+        refused(message, *arguments, folder=folder)
     where = r"does not say where its base \(bert-\w{6}\) is: name its folder with --model"
-    refused(capsys, where, "--adapter", rte, *files)
+    refused(where, "--adapter", rte, *files)
     another = tiny.folder(folder / "another", "bert", seed=8)
-    refused(capsys, "not those that the adapter was trained on", "--adapter", rte, *files, "--model", another)
+    refused("not those that the adapter was trained on", "--adapter", rte, *files, "--model", another)
     assert list(tmp_path.iterdir()) == [] and inputs.read_bytes() == before
 
 
@@ -249,6 +228,7 @@ def test_the_pages_example_runs_as_written(tmp_path, monkeypatch, capsys):
         origin = Origin(task, TASKS[task].labels, max_length=128, encoder=config)
         adapter = adapter_of(model, describe_base(model, "minilm"), origin)
         write_adapter(adapter, adapters / f"minilm.lora-qv-r8.{task}.s1-0123456{seed}")
+    assert str(model_folder()) not in (next(adapters.iterdir()) / "adapter.json").read_text()
     monkeypatch.chdir(tmp_path)
     code, _ = example("python")  # the other one needs a model of the hub
     scope = {}
@@ -268,6 +248,6 @@ def test_the_pages_example_runs_as_written(tmp_path, monkeypatch, capsys):
     for line in example("")[1].splitlines():
         command = line.split()
         assert command[:4] == [".venv/bin/python", "-m", "lora", "predict"]
-        assert predict(*(glob.glob(word)[0] if "*" in word else word for word in command[4:])) == 0
+        assert lora("predict", *(glob.glob(word)[0] if "*" in word else word for word in command[4:])).returncode == 0
     for task, names in columns.items():
         assert read_tsv(Path(f"{task}.predicted.tsv"))[1][len(names)] in TASKS[task].labels

@@ -38,7 +38,6 @@ def ratings_by_text() -> dict[str, float]:
 def test_sizes_and_rows_stay_as_they_are(name, data):
     task, read_data = TASKS[name], data[name]
     assert read_data.rows == task.official_rows and not read_data.is_part and read_data.skipped == {}
-    assert read_data.rows["validation"] > 350 and read_data.rows["train"] > 3300
     assert read_data.fingerprint == FINGERPRINTS[name]
 
 

@@ -17,17 +17,13 @@ from own_tasks import ROWS, folders, learnable, write, write_csv, write_task
 from own_tasks import settings as settings_of
 from safetensors.numpy import load_file
 
-from lora.adapters.merge import load_adapter
-from lora.adapters.predict import local_encoder
 from lora.config.compose import compose_run
 from lora.config.plan import planned_tasks
 from lora.data.own_metric import compute_own
 from lora.data.own_task import FOLDER, find_task, kept_facts, kept_tasks, read_task
 from lora.data.read import read
 from lora.data.tables import read_table
-from lora.data.tasks import TASKS
 from lora.errors import UserError
-from lora.models.load import load_encoder
 from lora.records.predictions import dev_predictions
 from lora.records.record import load_records, predictions_path
 from lora.sweep.request import select_runs
@@ -328,8 +324,8 @@ def test_runs_carry_the_definitions_digits_and_no_other_task_may_take_its_place(
 
 def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(tmp_path):
     path = write_task(tmp_path)
-    for model, profile, methods in (("minilm", "small", ("full", "lora")), ("mpnet_base", "base", ("full", "lora"))):
-        for method in methods:
+    for model, profile in (("minilm", "small"), ("mpnet_base", "base")):
+        for method in ("full", "lora"):
             asked = [f"model={model}", f"method={method}", "train.precision=fp32"]
             overrides = ["profile=own", f"task={path}", *asked]
             of_cola = compose_run([f"profile={profile}", "task=cola", *asked])
@@ -353,7 +349,7 @@ def tiny_own(model_dir, tmp_path):
 
 
 def test_from_a_csv_to_the_report(tiny_own, tmp_path):
-    """The sweep, then reports in other processes, the last of them without the task's file."""
+    """The sweep, status and report without the task's file, and the command that a report suggests."""
     path, settings = tiny_own
     results = tmp_path / "results"
     done = lora("-m", "profile=own", f"task={path}", *settings)
@@ -369,29 +365,13 @@ def test_from_a_csv_to_the_report(tiny_own, tmp_path):
     assert lora("status", "own", *settings).stdout.startswith("profile own: 9 runs: 9 done, 0 running")
     reported = lora("report", "own", *settings)
     assert reported.returncode == 0, reported.stderr
-    shutil.move(tmp_path / "moved", path.parent)
-    again = lora("report", "own", f"task={path}", *settings)
-
-    def numbers(output: str) -> str:
-        """What a report prints, without the command that it suggests."""
-        return re.sub(r"`[^`]*analyse intervals[^`]*`", "", output)
-
-    assert numbers(reported.stdout) == numbers(again.stdout)
-
-    best = {(r.run_id.split(".")[1], r.config["seed"]): 100 * r.selected["best"]["value"] for r in records}
     shown = pd.read_csv(results / "tables" / "table2_own.csv").set_index("Method")[f"{name} (acc.)"]
-    pairs = pd.read_csv(results / "tables" / "pairs_own.csv").set_index(["Method", "Minus"])
     titles = {"full": "Full fine-tuning", "lora-qv-r8": "LoRA (qv, r8)", "houlsby-m8": "Houlsby adapters (m8)"}
     for slug, title in titles.items():
-        values = [best[slug, seed] for seed in (1, 2, 3)]
+        values = [100 * r.selected["best"]["value"] for r in records if f".{slug}." in r.run_id]
         assert shown[title].startswith(f"{np.median(values):.1f} ±{np.std(values, ddof=1):.1f}")
-        if slug != "lora-qv-r8":
-            differences = np.array([best["lora-qv-r8", seed] - best[slug, seed] for seed in (1, 2, 3)])
-            row = pairs.loc["LoRA (qv, r8)", title]
-            assert row["Difference"] == pytest.approx(differences.mean(), abs=0.051)
-            if np.ptp(differences):
-                ends = scipy.stats.t.interval(0.95, 2, differences.mean(), scipy.stats.sem(differences))
-                assert row["95% over seeds"] == f"{ends[0]:+.1f} to {ends[1]:+.1f}"
+    shutil.move(tmp_path / "moved", path.parent)
+
     brief = lora("report", "own", f"runtime.results={results}")  # the task, encoder and epochs: the records'
     assert brief.returncode == 0 and len(pd.read_csv(results / "tables" / "table2_own.csv")) == 3 + 2, brief.stderr
     (command,) = set(re.findall(r"`([^`]*analyse intervals[^`]*)`", brief.stdout))
@@ -434,7 +414,7 @@ def test_a_run_that_predicts_the_same_for_every_row_says_so(tiny_own, tmp_path):
         assert (record.selected["best"]["value"] is None) is is_constant and record.status == "ok"
 
 
-def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_units(tiny_own, model_dir, tmp_path):
+def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_units(tiny_own, tmp_path):
     _, settings = tiny_own
     predicted, found = {}, {}
     for low, high in ((0, 5), (1000, 2000), (10**9, 10**9 + 1)):
@@ -457,21 +437,10 @@ def test_scores_of_any_range_are_learned_alike_and_adapters_answer_in_their_unit
         assert loss == pytest.approx(np.square(recorded - labels).mean(), rel=1e-6)
         assert abs(answers.mean() - labels.mean()) < 0.2 * (high - low), "in the units of the user's scores"
         predicted[high] = (answers - low) / (high - low)
-        if high == 2000:  # a model in memory answers in the user's units too
-            encoder = load_encoder(local_encoder(model_dir), TASKS["stsb"], 0)
-            load_adapter(encoder.model, adapter)
-            inputs = encoder.tokenizer(pd.read_csv(path.parent / "dev.csv")["text"][0], return_tensors="pt")
-            assert encoder.model.eval()(**inputs).logits.item() == pytest.approx(answers[0], rel=1e-4)
     assert predicted[2000] == pytest.approx(predicted[5], abs=1e-3)
     assert predicted[10**9 + 1] == pytest.approx(predicted[5], abs=1e-3)
     assert [*found.values()] == pytest.approx([found[5]] * 3, abs=1e-4)
 
-    text = pd.read_csv(path.parent / "dev.csv")["text"][0]
-    for name, content in (("one.jsonl", json.dumps({"text": text})), ("one.tsv", f"text\n{text}")):
-        (tmp_path / name).write_text(content)  # one row, without a line end
-        done = lora("predict", *given[:-1], tmp_path / name, "--output", output)
-        assert done.returncode == 0, done.stderr
-        assert pd.read_csv(output, sep="\t")["prediction"][0] == pytest.approx(answers[0], abs=0.02)
     description = adapter / "adapter.json"
     content = json.loads(description.read_text())
     content["origin"]["columns"] = ["text", "a\tb"]

@@ -14,6 +14,18 @@ from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 
 GLUE = [name for name, task in TASKS.items() if task.family == "glue"]
+# Label in the official files -> integer of `nyu-mll/glue`, as the builder of that data set maps them. Records hold
+# predictions as these integers, submission files as the words.
+HUB_LABELS = {
+    "mnli": {"entailment": 0, "neutral": 1, "contradiction": 2},
+    "sst2": {"0": 0, "1": 1},
+    "mrpc": {"0": 0, "1": 1},
+    "cola": {"0": 0, "1": 1},
+    "qnli": {"entailment": 0, "not_entailment": 1},
+    "qqp": {"0": 0, "1": 1},
+    "rte": {"entailment": 0, "not_entailment": 1},
+    "wnli": {"0": 0, "1": 1},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +48,9 @@ def test_the_official_files_are_read_as_the_csv_module_reads_them(name, tmp_path
         if split in task.test_splits:
             assert rows["label"] == [None] * 24
         elif task.labels:
-            words = dict(enumerate(task.tsv.words or task.labels))
-            assert [words[label] for label in rows["label"]] == [row[task.tsv.label] for row in expected]
-            assert len(set(rows["label"])) == len(task.labels)
+            integers = HUB_LABELS[name]
+            assert rows["label"] == [integers[row[task.tsv.label]] for row in expected]
+            assert set(rows["label"]) == set(integers.values())
         else:
             assert rows["label"] == [float(np.float32(row["score"])) for row in expected]
         assert rows["idx"] == list(range(24))
@@ -66,11 +78,9 @@ def test_the_fingerprint_changes_with_any_text_label_or_split(tmp_path):
     path = folder / "RTE/dev.tsv"
     text = path.read_bytes().decode()
     seen = {first}
-    for old, new in (("He said", "He  said"), ("\tentailment", "\tnot_entailment"), ("NA\t \tentail", "N\tA \tentail")):
-        changed = text.replace(old, new, 1)
-        if changed != text:
-            path.write_bytes(changed.encode())
-            seen.add(read(task, "tsv", folder).fingerprint)
+    for old, new in (("He said", "He  said"), ("\tentailment", "\tnot_entailment")):
+        path.write_bytes(text.replace(old, new, 1).encode())
+        seen.add(read(task, "tsv", folder).fingerprint)
     path.write_bytes(text.encode())
     seen.add(read(task, "tsv", folder, splits=("train",)).fingerprint)
     assert len(seen) == 4

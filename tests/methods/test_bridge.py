@@ -89,16 +89,6 @@ def test_every_type_is_tried_or_refused_with_a_reason_and_stands_on_the_page():
     assert {f"| `{kind}` | {reason} |" for kind, reason in REFUSED.items()} <= {*rows}
 
 
-def assert_merges_within_rounding(model, architecture):
-    """Within 1e-5, after which unmerging restores outputs and weights bit for bit."""
-    before, weights = logits(model, architecture), {name: p.clone() for name, p in model.state_dict().items()}
-    merge(model)
-    torch.testing.assert_close(logits(model, architecture), before, rtol=0, atol=1e-5)
-    unmerge(model)
-    assert torch.equal(logits(model, architecture), before)
-    assert all(torch.equal(p, weights[name]) for name, p in model.state_dict().items())
-
-
 def test_what_peft_cannot_merge_leaves_the_model_as_it_was():
     model = trained("vera", "bert")
     with torch.no_grad():
@@ -134,7 +124,12 @@ def test_a_method_trains_reloads_bit_for_bit_and_is_peft_s_own(kind, architectur
     inputs = tiny.inputs(architecture)  # a row's score depends on no other row
     alone = [model(**{key: rows[i : i + 1] for key, rows in inputs.items()}).logits for i in range(5)]
     torch.testing.assert_close(torch.cat(alone), model(**inputs).logits, rtol=0, atol=1e-5)
-    assert_merges_within_rounding(model, architecture)
+    before, weights = logits(model, architecture), {name: p.clone() for name, p in model.state_dict().items()}
+    merge(model)
+    torch.testing.assert_close(logits(model, architecture), before, rtol=0, atol=1e-5)
+    unmerge(model)
+    assert torch.equal(logits(model, architecture), before)
+    assert all(torch.equal(p, weights[name]) for name, p in model.state_dict().items())
     trains = sum(p.numel() for name, p in trainable(model) if not is_head(model, name))
     stores = sum(tensor.numel() for tensor in adapter.weights.values())
     lora = 2 * 2 * 8 * 2 * 32  # of rank 8 on two matrices of two layers

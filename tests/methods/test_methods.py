@@ -54,7 +54,6 @@ def test_lora_starts_at_the_base_exactly_on_every_target_set(architecture, targe
     apply(model, LoraConfig(targets=targets, rank=4), seed=3)
     assert torch.equal(logits(model, architecture), logits(base, architecture))
     adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLinear | LoraSlice)]
-    assert len(adapted) == 2 * len(targets)
     assert sorted(adapted) == sorted(name for target in targets for name in find_target(base, target))
 
 
@@ -115,11 +114,10 @@ def test_init_of_a():
     model = tiny.model("bert")
     apply(model, LoraConfig(targets=("q",), rank=32, init_a="gaussian", init_std=0.5), seed=0)
     drawn = {name: m.lora_a for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+    assert len(drawn) == 2
     for name, a in drawn.items():
         expected = torch.empty(32, 32).normal_(0, 0.5, generator=generator(0, "lora_a", name))
         assert torch.equal(a.detach(), expected), "neither the global generator nor other modules have a part in it"
-    draws = torch.cat([a.flatten() for a in drawn.values()])
-    assert draws.std().item() == pytest.approx(0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("rank", [2, 16])
@@ -229,8 +227,9 @@ def test_adapterdrop_leaves_the_first_layers_alone():
         apply(tiny.model("bert"), AdapterDropConfig(bottleneck=4, drop_layers=2), seed=0)
 
 
-def test_bitfit_trains_every_bias_and_the_head():
-    model = tiny.model("bert")
+@pytest.mark.parametrize("architecture", ["bert", "mpnet"])  # MPNet's scores have a bias by relative position
+def test_bitfit_trains_every_bias_and_the_head(architecture):
+    model = tiny.model(architecture)
     names = set(apply(model, BitFitConfig(), seed=0))
     assert names == {n for n, _ in model.named_parameters() if "bias" in n or is_head(model, n)}
     assert {n for n, _ in trainable(model)} == names

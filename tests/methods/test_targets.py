@@ -21,13 +21,6 @@ def adapted(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
 
 
-def message_of(model: nn.Module) -> list[str]:
-    """The linear layers that a message about an absent target lists."""
-    with pytest.raises(UserError, match="the linear layers are ") as caught:
-        find_target(model, "no such layer")
-    return str(caught.value).partition("the linear layers are ")[2].split(", ")
-
-
 @pytest.mark.parametrize(
     ("architecture", "targets", "same"),
     [
@@ -51,11 +44,14 @@ def test_patterns_adapt_what_short_names_do_with_the_same_start(architecture, ta
         assert ours[0] == theirs[0] and torch.equal(ours[1], theirs[1])
 
 
-@pytest.mark.parametrize("name", tiny.OTHERS)
-def test_any_classifier_is_adapted_by_each_name_that_a_message_lists(name):
-    model = tiny.model(name)
+@pytest.mark.parametrize("architecture", tiny.OTHERS)
+def test_any_classifier_is_adapted_by_each_name_that_a_message_lists(architecture):
+    model = tiny.model(architecture)
     linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear)]
-    named = [find_target(model, listed) for listed in message_of(model)]
+    with pytest.raises(UserError, match="the linear layers are ") as caught:
+        find_target(model, "no such layer")
+    listed = str(caught.value).partition("the linear layers are ")[2].split(", ")
+    named = [find_target(model, name) for name in listed]
     assert sorted(n for names in named for n in names) == sorted(linear)  # each layer once: no name stands for two
 
 

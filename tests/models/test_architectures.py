@@ -130,11 +130,6 @@ def test_bitfit_trains_modernberts_biases_where_a_checkpoint_has_some():
     assert count_parameters(model)["trainable_method"] == 2 * (96 + 32) + 32 * 5  # five LayerNorms
 
 
-def test_bitfit_includes_mpnets_bias_of_the_scores():
-    names = apply(tiny.model("mpnet"), BitFitConfig(), seed=0)
-    assert "mpnet.encoder.relative_attention_bias.weight" in names
-
-
 # The table of conf/README.md.
 
 

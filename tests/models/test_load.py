@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer
 
+from lora.adapters.predict import local_encoder
 from lora.config.encoder_files import longest_input
 from lora.config.run import ModelConfig
 from lora.data.tasks import TASKS
@@ -19,14 +20,9 @@ from lora.errors import UserError
 from lora.models.load import load_encoder
 from lora.models.modules import is_head
 
-UNUSED = (r"^lm_head\.", r"^cls\.")
-
 
 def local(path, **changes) -> ModelConfig:
-    fields = {"hub_id": None, "revision": None, "pickle": "never", "unused_weights": UNUSED, "attention": "eager"}
-    return ModelConfig(
-        name="local", source="local", path=str(path), gradient_checkpointing=False, **{**fields, **changes}
-    )
+    return dataclasses.replace(local_encoder(path), **changes)
 
 
 def rewrite(folder, change):
@@ -76,21 +72,6 @@ def test_a_missing_pooler_is_drawn_from_the_seed(model_dir, tmp_path):
     assert one.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.pop("encoder.layer.1.output.dense.weight"), "missing.*encoder.layer.1.output.dense.weight"),
-        (lambda t: t.update({"encoder.layer.7.x": torch.zeros(2)}), r"not expected: .*encoder\.layer\.7\.x"),
-        (lambda t: t.update({"encoder.layer.0.output.dense.bias": torch.zeros(7)}), "another shape.*output.dense.bias"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(model_dir, tmp_path, change, message):
-    folder = shutil.copytree(model_dir, tmp_path / "m")
-    rewrite(folder, change)
-    with pytest.raises(UserError, match=message):
-        load_encoder(local(folder), TASKS["rte"], 1)
-
-
 def test_tensors_of_a_pretraining_head_are_named_to_be_left_out(model_dir, tmp_path):
     folder = shutil.copytree(model_dir, tmp_path / "m")
     rewrite(folder, lambda tensors: tensors.update({"lm_head.bias": torch.zeros(3)}))
@@ -100,19 +81,23 @@ def test_tensors_of_a_pretraining_head_are_named_to_be_left_out(model_dir, tmp_p
             load_encoder(local(folder, unused_weights=patterns), TASKS["rte"], 1)
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (
-            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-            r"no model\.safetensors .*pytorch_model\.bin.*: pickles are not read",
-        ),
-        (lambda folder: os.truncate(folder / "model.safetensors", 500), "cannot load weights of local"),
-    ],
-    ids=["no config", "a pickle", "cut short"],
-)
-def test_a_folder_that_is_no_whole_encoder_is_refused(model_dir, tmp_path, damage, message):
+PLACE = "encoder.layer.1.output.dense.weight"
+DAMAGE = {
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "a pickle": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        r"no model\.safetensors .*pytorch_model\.bin.*: pickles are not read",
+    ),
+    "cut short": (lambda f: os.truncate(f / "model.safetensors", 500), "cannot load weights of local"),
+    "one less": (lambda f: rewrite(f, lambda t: t.pop(PLACE)), f"missing.*{PLACE}"),
+    "one more": (lambda f: rewrite(f, lambda t: t.update(x=torch.zeros(2))), "not expected: x"),
+    "another shape": (lambda f: rewrite(f, lambda t: t.update({PLACE: torch.zeros(7)})), f"another shape.*{PLACE}"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_folder_that_is_no_whole_encoder_is_refused(model_dir, tmp_path, kind):
+    damage, message = DAMAGE[kind]
     damage(folder := shutil.copytree(model_dir, tmp_path / "m"))
     with pytest.raises(UserError, match=message):
         load_encoder(local(folder), TASKS["rte"], 1)
@@ -190,7 +175,7 @@ def test_sdpa_is_taken_where_transformers_has_it(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", ["bert", "mpnet", "distilbert"])
 def test_gradient_checkpointing_is_refused_where_transformers_has_none(architecture, tmp_path):
     folder = tiny.folder(tmp_path / "model", architecture)
-    config = dataclasses.replace(local(folder), gradient_checkpointing=True)
+    config = local(folder, gradient_checkpointing=True)
     if architecture == "mpnet":
         with pytest.raises(UserError, match="gradient_checkpointing must be false: MPNetForSequenceClassification has"):
             load_encoder(config, TASKS["rte"], 1)

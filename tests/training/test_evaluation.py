@@ -1,7 +1,5 @@
 """Predictions against each example alone through the model; metrics against scikit-learn; the choice of epochs."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tiny
@@ -93,10 +91,6 @@ def test_mnli_is_scored_on_its_matched_rows():
     assert choose_epochs(both, TASKS["mnli"])["best"] == {"epoch": 2, "value": 0.6}
 
 
-def of_rows(labels: np.ndarray) -> Encoded:
-    return dataclasses.replace(encoded(), labels=labels)
-
-
 def test_the_split_half_score_does_not_gain_from_the_choice_of_an_epoch():
     """Forty epochs of coin tosses: the best one gains points by chance, on the rows that chose it alone."""
     source = np.random.default_rng(0)
@@ -104,7 +98,7 @@ def test_the_split_half_score_does_not_gain_from_the_choice_of_an_epoch():
     for _ in range(20):
         labels = source.integers(0, 2, 300)
         predictions = {epoch: {"validation": source.integers(0, 2, 300)} for epoch in range(1, 41)}
-        score = split_half(predictions, {"validation": of_rows(labels)}, TASKS["rte"])
+        score = split_half(predictions, {"validation": encoded(labels)}, TASKS["rte"])
         best = max((p["validation"] == labels).mean() for p in predictions.values())
         gains.append((best - 0.5, score - 0.5))
     by_best, by_half = np.array(gains).T
@@ -124,12 +118,12 @@ def test_the_split_half_score_is_the_mean_of_scores_on_the_other_half():
         for chosen_on, scored_on in ((order[:50], order[50:]), (order[50:], order[:50])):
             chosen = [matthews_corrcoef(labels[chosen_on], p[chosen_on]) for p in tosses.values()]
             scores.append(matthews_corrcoef(labels[scored_on], tosses[1 + int(np.argmax(chosen))][scored_on]))
-    found = split_half(predictions, {"validation": of_rows(labels)}, TASKS["cola"])
+    found = split_half(predictions, {"validation": encoded(labels)}, TASKS["cola"])
     assert found == pytest.approx(np.mean(scores), abs=1e-12)
 
 
 def test_one_epoch_has_the_same_epoch_in_both_halves_and_constant_scores_have_no_score():
     labels = np.linspace(0, 5, 40, dtype=np.float32)
     halves = [{1: {"validation": p}} for p in (labels + 1, np.ones(40, np.float32))]
-    found = [split_half(p, {"validation": of_rows(labels)}, TASKS["stsb"]) for p in halves]
+    found = [split_half(p, {"validation": encoded(labels)}, TASKS["stsb"]) for p in halves]
     assert found == [pytest.approx(1), None]

@@ -44,7 +44,6 @@ CONFIGS = {
 }
 LINEAR = ("frozen_linear", "lora_linear")
 HOMES = dict.fromkeys(("dropout", "gelu", "add_norm", "attention"), functions) | dict.fromkeys(LINEAR, encoder)
-NAMES = tuple(HOMES)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
@@ -146,11 +145,8 @@ def test_add_norm_equals_the_plain_one(dtype, p):
 @pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
 @pytest.mark.parametrize("queries", [1, 9])
 def test_attention_equals_the_plain_one(dtype, p, queries, biased):
-    q, k, v = (
-        draw(4, queries, 24, dtype=dtype),
-        draw(4, 9, 24, seed=1, dtype=dtype),
-        draw(4, 9, 24, seed=2, dtype=dtype),
-    )
+    q = draw(4, queries, 24, dtype=dtype)
+    k, v = (draw(4, 9, 24, seed=seed, dtype=dtype) for seed in (1, 2))
     visible = torch.arange(9) < torch.tensor([[9], [4], [1], [8]])
     visible[3, 2] = False  # any key may be hidden, not only the last
     bias = [draw(3, queries, 9, seed=3) if biased else None]
@@ -217,24 +213,21 @@ def test_masks_keep_the_right_share_everywhere(p):
         assert stats.chi2.sf((z**2).sum(), counts.size) > 1e-3
 
 
-@pytest.mark.parametrize("other", ["step", "site", "example", "seed", "neighbour", "next token"])
-def test_masks_of_different_places_are_independent(other):
-    a, b = masks(512), masks(512)
-    one, two = kept(a, p=0.5, rows=512, tokens=8), kept(a, p=0.5, rows=512, tokens=8)
-    if other == "step":
-        two = kept(masks(512, step=2), p=0.5, rows=512, tokens=8)
-    elif other == "seed":
-        two = kept(masks(512, seed=4), p=0.5, rows=512, tokens=8)
-    elif other == "site":
-        two = kept(b, "b", p=0.5, rows=512, tokens=8)
-    elif other == "example":
-        one, two = one[::2], two[1::2]
-    elif other == "neighbour":
-        one, two = one[:, :, :-1], two[:, :, 1:]
-    else:
-        one, two = one[:, :-1], two[:, 1:]
-    agreement = (one == two).sum()
-    assert stats.binomtest(int(agreement), one.size, 0.5).pvalue > 1e-3
+def test_masks_of_different_places_are_independent():
+    def drawn(name="a", **settings):
+        return kept(masks(512, **settings), name, p=0.5, rows=512, tokens=8)
+
+    mask = drawn()
+    pairs = {
+        "step": (mask, drawn(step=2)),
+        "seed": (mask, drawn(seed=4)),
+        "site": (mask, drawn("b")),
+        "example": (mask[::2], mask[1::2]),
+        "neighbour": (mask[:, :, :-1], mask[:, :, 1:]),
+        "next token": (mask[:, :-1], mask[:, 1:]),
+    }
+    for place, (one, two) in pairs.items():
+        assert stats.binomtest(int((one == two).sum()), one.size, 0.5).pvalue > 1e-3, place
 
 
 # The optimizer.
@@ -293,14 +286,19 @@ def pair(architecture, method, precision="fp32", **settings):
     return stock, fused, fuse(fused, precision, seed=5)
 
 
-def gradients(model, architecture, rows=None, length=9):
-    batch = tiny.inputs(architecture, length=length)
-    if rows is not None:
-        batch = {name: tensor[rows] for name, tensor in batch.items()}
+def gradients(model, architecture):
     model.zero_grad()
-    logits = model(**batch).logits
+    logits = model(**tiny.inputs(architecture)).logits
     F.cross_entropy(logits, torch.arange(len(logits)) % 2).backward()
     return logits.detach(), {name: p.grad for name, p in trainable(model)}
+
+
+def assert_same_step(found, truth):
+    """Compare logits and gradients."""
+    (logits, grads), (true_logits, true_grads) = found, truth
+    assert torch.allclose(logits, true_logits, atol=1e-5)
+    for name, true_grad in true_grads.items():
+        assert torch.allclose(grads[name], true_grad, rtol=1e-4, atol=1e-5), name
 
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -315,10 +313,7 @@ def test_the_fused_encoder_equals_transformers_own(architecture, method):
     stock, fused, _ = pair(architecture, method, **NO_DROPOUT)
     assert [n for n, _ in trainable(stock)] == [n for n, _ in trainable(fused)]
     assert list(stock.state_dict()) == list(fused.state_dict())
-    (truth, true_grads), (logits, grads) = (gradients(model, architecture) for model in (stock, fused))
-    assert torch.allclose(logits, truth, atol=1e-5)
-    for name, truth in true_grads.items():
-        assert torch.allclose(grads[name], truth, rtol=1e-4, atol=1e-5), name
+    assert_same_step(gradients(fused, architecture), gradients(stock, architecture))
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "electra", "mpnet"])
@@ -341,17 +336,14 @@ def test_with_dropout_the_kernels_equal_the_plain_functions(method, architecture
     _, fused, source = pair(architecture, method, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
     fused.train()
     source.begin(1, np.arange(5))
-    logits, grads = gradients(fused, architecture)
+    found = gradients(fused, architecture)
     fused.eval()
-    assert not torch.allclose(logits, gradients(fused, architecture)[0], atol=1e-3)
-    for name in NAMES:
+    assert not torch.allclose(found[0], gradients(fused, architecture)[0], atol=1e-3)
+    for name in HOMES:
         monkeypatch.setattr(HOMES[name], name, getattr(plain, name))
     fused.train()
     source.begin(1, np.arange(5))
-    truth, true_grads = gradients(fused, architecture)
-    assert torch.allclose(logits, truth, atol=1e-5)
-    for name, truth in true_grads.items():
-        assert torch.allclose(grads[name], truth, rtol=1e-4, atol=1e-5), name
+    assert_same_step(found, gradients(fused, architecture))
 
 
 def test_masks_depend_on_neither_padding_nor_the_other_rows():

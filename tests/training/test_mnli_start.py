@@ -1,22 +1,18 @@
 """Runs that start from an MNLI run: its modules, a new head, its run_id in the record, and no start without it."""
 
-import dataclasses
-import hashlib
-
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 from trained import ensure_record
 
-from lora.adapters.folder import read_adapter, write_adapter
 from lora.config.compose import compose_family
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.methods import METHODS, apply
 from lora.models.load import load_encoder
 from lora.models.modules import is_head, trainable
-from lora.records.record import adapter_path, load_records, record_path, write_record
+from lora.records.record import adapter_path, load_records, record_path
 from lora.sweep.launch import to_train, train_missing, unfinished
 from lora.sweep.request import select_runs, sweep_settings
 from lora.sweep.state import sweep_state
@@ -45,8 +41,7 @@ def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method
     child, parent = family_of(tiny_overrides, method, kernels)
     assert (parent.method, parent.task, parent.train.kernels) == (child.method, "mnli", kernels)
     record = ensure_record(parent, mistakes_fail=False)
-    path = adapter_path(parent.runtime.outputs, parent.run_id)
-    stored = load_file(path)
+    stored = load_file(adapter_path(parent.runtime.outputs, parent.run_id))
     untouched, started = fresh(child), fresh(child)
     start_from(started, child)
     body = [name for name, _ in trainable(started) if not is_head(started, name)]
@@ -59,7 +54,6 @@ def test_every_method_starts_from_what_its_parent_trained(tiny_overrides, method
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
     values = record.params["trainable_method"] + record.params["trainable_head"]
     assert sum(tensor.numel() for tensor in stored.values()) == values
-    assert 4 * values < path.stat().st_size < 4 * values + 200 * len(stored)  # float32, and a header
     trained = ensure_record(child, mistakes_fail=False)
     assert (trained.status, trained.config["start_run"]) == ("ok", parent.run_id)
 
@@ -74,21 +68,6 @@ def test_a_frozen_a_is_the_parents(tiny_overrides):
     assert len(factors) == 8 and not torch.equal(started.get_parameter(factors[0]), stored[factors[0]])
     start_from(started, child)
     assert all(torch.equal(started.get_parameter(name), stored[name]) for name in factors)
-
-
-def test_a_start_of_full_fine_tuning_is_loaded_strictly(tiny_overrides):
-    """Loading is strict although record and description name that very file."""
-    child, parent = family_of(tiny_overrides, "full")
-    record = ensure_record(parent, mistakes_fail=False)
-    path, name = adapter_path(parent.runtime.outputs, parent.run_id), "bert.encoder.layer.0.output.LayerNorm.weight"
-    adapter = read_adapter(path.parent)
-    less = {key: tensor for key, tensor in adapter.weights.items() if key != name}
-    for weights in (less, adapter.weights | {f"{name}2": torch.zeros(1)}, adapter.weights | {name: torch.zeros(31)}):
-        write_adapter(dataclasses.replace(adapter, weights=weights), path.parent)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        write_record(parent.runtime.results, dataclasses.replace(record, adapter=digest))
-        with pytest.raises(UserError, match=r"missing, unknown or of another shape: .*output.LayerNorm.weight"):
-            start_from(fresh(child), child)
 
 
 @pytest.mark.parametrize("architecture", ["deberta-v2", "roberta", "modernbert"])
