@@ -23,7 +23,7 @@ from lora.report.placements import head_rule, head_table, layers_figure, layers_
 from lora.report.rates import origins_of, rates_table
 from lora.report.runs import KINDS, START_TITLES, method_label, summarise, targets_and_ranks, task_units, with_labels
 from lora.report.tables import table2, table5, table6, with_paper
-from lora.report.train_rows import sizes_figure, sizes_table, summary_of, with_sizes
+from lora.report.train_rows import sizes_figure, sizes_table, with_sizes
 from lora.table import Table
 
 PAPER_ROWS = FOLDERS / "glue_table2" / "rows.csv"
@@ -46,7 +46,7 @@ class Section:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        return summary_of(self.runs) if self.experiment.name == ROWS else summarise(self.runs)
+        return summarise(self.runs)
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

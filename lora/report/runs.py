@@ -187,18 +187,19 @@ def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell, aggregated over its seeds.
+    """One row per cell, aggregated over its seeds; in the table of train rows, per cell and `size`.
 
     Returns: Columns `CELL`, n, planned, median, mean, std, min, max (of `best` over seeds; std with ddof 1),
         last_median, trainable_method, trainable_head, seconds (mean), train_rows, collapsed (number of collapsed runs),
         kind, metric. Metrics are in percent; values that were not measured are NaN.
     Raises: UserError: If two runs of one cell have the same seed.
     """
-    twice = runs[runs.duplicated([*CELL, "seed"], keep=False)]
+    keys = [*CELL, "size"] if "size" in runs else CELL
+    twice = runs[runs.duplicated([*keys, "seed"], keep=False)]
     if len(twice):
         raise UserError(f"two runs of one seed cannot be in one cell: {', '.join(twice['run_id'])}")
     runs = runs.assign(best=100 * runs["best"], last=100 * runs["last"], collapsed=runs["collapsed"].eq(1))
-    table = runs.groupby(CELL, sort=False).agg(
+    table = runs.groupby(keys, sort=False).agg(
         n=("best", "count"),
         planned=("run_id", "size"),
         **{name: ("best", name) for name in ("median", "mean", "std", "min", "max")},

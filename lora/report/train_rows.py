@@ -15,7 +15,7 @@ from lora.config.run import EPOCHS, SIZE
 from lora.data.metrics import LOWER, better
 from lora.report.figures import Figure, bands, figure
 from lora.report.rates import unlike
-from lora.report.runs import row_names, summarise, task_labels, task_title
+from lora.report.runs import row_names, task_labels, task_title
 from lora.report.stats import DIGITS, Interval, all_pairs, direction, few_text, interval_of, mean_interval, needed_text
 from lora.report.tables import collapsed_among, score
 from lora.table import Cell, Value
@@ -29,19 +29,8 @@ def with_sizes(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(size=sizes, label=row_names(runs, ["model", "protocol"]))
 
 
-def summary_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """`lora.report.runs.summarise` for each size. `runs`: of `with_sizes`."""
-    parts = [summarise(of_size).assign(size=size) for size, of_size in runs.groupby("size")]
-    return pd.concat(parts, ignore_index=True)
-
-
 def sizes_table(runs: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """One line per task and size, with a column for each method.
-
-    Args:
-        runs: Of `with_sizes`.
-        summary: Of `summary_of`.
-    """
+    """One line per task and size, with a column for each method. `runs`: of `with_sizes`."""
     lines, titles = [], task_labels(runs)
     for (task, size), cells in sorted(summary.groupby(["task", "size"]), key=lambda one: [*titles].index(one[0][0])):
         of_size = runs[runs["task"].eq(task) & runs["size"].eq(size)]
