@@ -13,7 +13,7 @@ from lora.table import Cell, number
 BASE_SLUG = "lora-qv-r8"  # what the others are compared with
 SCORE = "split_half"  # records of these experiments have it, so it is their unselected score
 ARM_SCORES = {"Unselected": SCORE, "Best epoch": "best", "Last epoch": "last"}
-HEADS = (5e-4, 2e-3)  # rates of the head: LoRA's, and that of Houlsby adapters
+HEADS = ("0.0005", "0.002")  # rates of the head: LoRA's, and that of Houlsby adapters
 
 
 def from_base(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
@@ -66,19 +66,18 @@ def mean_scores(arm: pd.DataFrame) -> dict[str, Cell]:
 
 def head_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One line per method and rate of its head."""
-    arms = with_head(runs).groupby(["slug", "method", "head"], sort=False)
-    return pd.DataFrame(
-        [{"Method": method_label(slug), "Head's rate": f"{head:g}"} | mean_scores(arm) for (slug, _, head), arm in arms]
-    )
+    lines = []
+    for (slug, head), arm in runs.groupby(["slug", "train.head_lr"], sort=False):
+        lines.append({"Method": method_label(slug), "Head's rate": head} | mean_scores(arm))
+    return pd.DataFrame(lines)
 
 
 def head_rule(runs: pd.DataFrame) -> str:
     """What the plan's rule says (experiments/plans/layers.md, part 0): does the head explain Houlsby adapters' lead?"""
-    runs = with_head(runs)
     own, faster = HEADS
     lead, gain = change(runs, ("houlsby", own), ("lora", own)), change(runs, ("lora", faster), ("lora", own))
-    numbers = f"Houlsby adapters - LoRA, both heads at {own:g}: {lead.shown}"
-    numbers += f"; LoRA, head at {faster:g} - {own:g}: {gain.shown}"
+    numbers = f"Houlsby adapters - LoRA, both heads at {own}: {lead.shown}"
+    numbers += f"; LoRA, head at {faster} - {own}: {gain.shown}"
     if lead.low > 0:
         return f"The head's rate does not explain the lead of Houlsby adapters. {numbers}."
     if lead.low <= 0 <= lead.high and (gain.low > 0 or gain.high < 0):
@@ -86,11 +85,7 @@ def head_rule(runs: pd.DataFrame) -> str:
     return f"Whether the head's rate explains the lead of Houlsby adapters is undecided. {numbers}."
 
 
-def with_head(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs.assign(head=runs["train.head_lr"].astype(float))
-
-
-def change(runs: pd.DataFrame, one: tuple[str, float], other: tuple[str, float]) -> Interval:
+def change(runs: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> Interval:
     """The difference of two arms, each a method and its head's rate."""
-    first, second = (runs[runs["method"].eq(method) & runs["head"].eq(rate)] for method, rate in (one, other))
+    first, second = (runs[runs["method"].eq(name) & runs["train.head_lr"].eq(rate)] for name, rate in (one, other))
     return mean_interval(paired_differences(first, second, SCORE)["difference"].to_numpy(float))
