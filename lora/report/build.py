@@ -19,7 +19,7 @@ from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
 from lora.report.comparisons import answers, reference_table, repeated_table
-from lora.report.experiments import FOLDERS, LAYERS, ROWS
+from lora.report.experiments import FOLDERS, LAYERS, MAIN, ROWS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
@@ -39,9 +39,7 @@ class Report:
     """The report of a profile.
 
     Args:
-        gathered, analyses: The inputs of the report.
         tables: In reading order.
-        cells: Every cell with its numbers.
         headlines: The rows of the README's table that these verdicts give.
         answers: Which method is better on the user-defined tasks, a line per pair.
     """
@@ -140,7 +138,7 @@ def build_report(name: str, overrides: Sequence[str] = (), results: Path | None 
     for section in sections_of(gathered, curves, analyses):
         tables += TABLES[section.experiment.name](section)
         cells.append(section.summary.assign(experiment=section.experiment.name))
-        if section.kind == "own" and section.experiment.is_main:
+        if section.kind == "own" and section.experiment.name in MAIN:
             lines += answers(section.pairs, analyses, section.origins, section.runs)
             lines += above_all(section.summary, section.own_rows)
         if section.experiment.name == ROWS:

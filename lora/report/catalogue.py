@@ -14,7 +14,7 @@ from lora.errors import UserError
 from lora.records.analysis import ERRORS, Analyses
 from lora.report import own
 from lora.report.comparisons import change_table, method_pairs, minus, pairs_table, successors_table
-from lora.report.experiments import ADHOC, EXPERIMENTS, FOLDERS, LAYERS, OWN, OWN_TASK, ROWS, Experiment
+from lora.report.experiments import ADHOC, EXPERIMENTS, FOLDERS, LAYERS, MAIN, OWN, OWN_TASK, ROWS, Experiment
 from lora.report.figures import Figure, by_parameters, forest, learning_curves, minus_base, minus_lora, slopes
 from lora.report.gather import Gathered
 from lora.report.labels import setting
@@ -56,7 +56,7 @@ class Section:
     @cached_property
     def paper(self) -> pd.DataFrame | None:
         """The published cells; None for tasks outside GLUE."""
-        path = FOLDERS / ("glue_table2" if self.experiment.is_main else self.experiment.name) / "paper.csv"
+        path = FOLDERS / ("glue_table2" if self.experiment.name in MAIN else self.experiment.name) / "paper.csv"
         return pd.read_csv(path) if self.kind in ("whole", "part") and path.exists() else None
 
     @cached_property
@@ -144,9 +144,8 @@ def errors(section: Section) -> list[Table]:
         if len(cells := own.errors_table(path)):
             title = "Dev rows that most runs get wrong" if tasks[name].labels else "Largest mean residuals"
             notes = [note("errors").replace("FILE", f"analysis/{path.name}")]
-            drawn = (
-                {} if tasks[name].labels else {f"scatter_{name}": own.scatter_figure(cells, tasks[name], entry["runs"])}
-            )
+            scatter = None if tasks[name].labels else own.scatter_figure(cells, tasks[name], entry["runs"])
+            drawn = {f"scatter_{name}": scatter}
             table = section.table(cells[: own.SHOWN_ROWS], notes, f"errors_{name}", f"{title}: {name}", **drawn)
             made.append(replace(table, banner="", above="", folded=True, words=len(cells.columns)))
     return made
@@ -241,7 +240,7 @@ def sections_of(gathered: Gathered, curves: pd.DataFrame, analyses: Analyses) ->
     """
     for name, every in gathered.runs.groupby("experiment", sort=False):
         experiment = EXPERIMENTS[name]
-        for key in () if experiment.is_main or name in (ROWS, OWN) else ("model", "protocol"):
+        for key in () if name in (*MAIN, ROWS, OWN) else ("model", "protocol"):
             if len(values := every[key].unique()) > 1:
                 mixed = f"the table of {name} would mix the {key}s {', '.join(values)}"
                 raise UserError(f"{mixed}: name one ({key}={min(values)})")

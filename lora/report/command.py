@@ -48,15 +48,12 @@ def pages(report: Report) -> dict[Path, str]:
     with_bounds = "\n".join([*above, markdown(verdict_table(verdicts), 3), "The bounds:", "", *reasons])
     blocks = [(experiments / "VERDICTS.md", mark, with_bounds)]
     for folder, experiment in EXPERIMENTS.items():
-        text = main_block(report) if experiment.is_main else tables_block(report, experiment)
+        text = main_block(report) if folder in MAIN else tables_block(report, experiment)
         blocks.append((experiments / folder / "README.md", mark, text))
     if in_readme:
         blocks.append((ROOT / "README.md", "findings", findings_block(report.headlines)))
-    written: dict[Path, str] = {}
-    for path, name, text in blocks:
-        if path.exists():
-            written[path] = in_page(written.get(path) or path.read_text(), name, f"\n{text.rstrip()}\n")
-    return written
+    known = [block for block in blocks if block[0].exists()]
+    return {path: in_page(path.read_text(), name, f"\n{text.rstrip()}\n") for path, name, text in known}
 
 
 def tables_block(report: Report, experiment: Experiment) -> str:

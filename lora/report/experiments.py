@@ -9,6 +9,7 @@ from lora.files import ROOT
 FOLDERS = ROOT / "experiments"  # their pages, claims and the paper's cells
 OWN = "own"  # in place of an experiment: records that none expects
 LAYERS = "layers"
+MAIN = (*COMPARING, ADHOC)  # those that compare the methods
 REPEATED = "repeated"  # the folder of runs trained again, below that of the records
 
 
@@ -30,11 +31,6 @@ class Experiment:
     tables: tuple[str, ...]
     unnamed: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
-
-    @property
-    def is_main(self) -> bool:
-        """Whether it compares the methods."""
-        return self.name in (*COMPARING, ADHOC)
 
 
 EXPERIMENTS = {
@@ -75,4 +71,3 @@ EXPERIMENTS = {
         Experiment("base_size", "Encoders of base size", (LEARNING_RATE, "table2", "pairs")),
     )
 }
-MAIN = tuple(name for name, one in EXPERIMENTS.items() if one.is_main)

@@ -28,7 +28,7 @@ from lora.records.predictions import dev_predictions
 from lora.records.record import RunRecord, load_curves
 from lora.report.build import Report, build_report
 from lora.report.catalogue import sections_of
-from lora.report.experiments import LAYERS
+from lora.report.experiments import LAYERS, MAIN
 from lora.report.gather import Gathered, run_here
 from lora.report.gather import options as options
 from lora.report.placements import from_base
@@ -42,7 +42,7 @@ def comparisons(report: Report) -> dict[Compared, Interval]:
         for one in verdict.findings if verdict.claim.metric else ():
             intervals[comparison_key(one.runs, verdict.claim.metric)] = interval_of(one)
     for section in sections_of(report.gathered, load_curves(list(report.state.ok.values())), report.analyses):
-        for row in section.pairs.itertuples() if section.experiment.is_main else ():
+        for row in section.pairs.itertuples() if section.experiment.name in MAIN else ():
             intervals[comparison_key(row.runs, "best")] = interval_of(row)
         for row in from_base(section.runs, report.analyses).itertuples() if section.experiment.name == LAYERS else ():
             intervals[comparison_key(row.runs, "unselected")] = interval_of(row)
