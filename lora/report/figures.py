@@ -232,8 +232,7 @@ def figure(
     """A figure with rounded values; None without panels, since nothing was measured."""
     if not panels:
         return None
-    plain = {"title": title, "note": note, "kind": kind, "x": x, "log_x": log_x, "panels": list(panels)}
-    return rounded(plain)
+    return rounded({"title": title, "note": note, "kind": kind, "x": x, "log_x": log_x, "panels": list(panels)})
 
 
 def forms(figure: Figure) -> list[str]:

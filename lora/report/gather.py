@@ -34,13 +34,10 @@ class Gathered:
     """The runs of a report.
 
     Args:
-        folder: The folder of the records.
         results, reference: The folders that hold the user's own results, and the committed ones.
-        is_reference: Whether these are the reference (the committed runs).
         tasks: Name -> task, of the user-defined ones too. The rows of one whose file the command names are at hand.
         runs: The runs of the tables of results (`lora.report.runs`), experiment by experiment, in the tables' order.
         tried: The runs by which the learning rates of conf/ were chosen, which stay out of the tables of results.
-        rates: The user's tuned rates.
         tuning: The records that `python -m lora tune` made; in no table of results.
         frame: `load_frame` of the `ok` records, with the column `collapsed` (`lora.records.predictions`).
         state: The missing and failed runs, and extra or broken records; the `ok` records are in `state.ok`.
@@ -165,7 +162,6 @@ def frame_of(
     """The runs of each experiment with their records and labels, in the tables' order.
 
     Args:
-        wanted: As of `by_experiment`.
         trained: run_id -> run, of all with a record: others than the wanted ones are shown too.
     """
     hidden = {run.parent for run in wanted["mnli_start"]}  # whose table does not show them

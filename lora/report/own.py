@@ -60,11 +60,9 @@ def costs_table(runs: pd.DataFrame) -> pd.DataFrame:
     for (task, label, device, *values), of_method in runs.groupby(keys, sort=False):
         middle = of_method[["seconds", "step_ms", "checkpoint_bytes"]].astype(float).median()
         line = ({"Task": task} if named else {}) | {"Method": label, "Trainable": trainable_cell(of_method)}
-        line |= {"Runs": len(of_method)}
-        line |= {
-            "Minutes a run": number(middle["seconds"] / 60, ".1f" if middle["seconds"] >= 60 else ".2f"),
-            "Step, ms": number(middle["step_ms"], ".1f"),
-        }
+        line["Runs"] = len(of_method)
+        line["Minutes a run"] = number(middle["seconds"] / 60, ".1f" if middle["seconds"] >= 60 else ".2f")
+        line["Step, ms"] = number(middle["step_ms"], ".1f")
         line |= {"A task on disk, MB": number(middle["checkpoint_bytes"] / 1e6, ".2f"), "Device": device}
         lines.append(line | dict(zip(how, values, strict=True)))
     return pd.DataFrame(lines)

@@ -1,7 +1,7 @@
 """The layouts of the tables of cells: from `lora.report.runs.summarise` to values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -71,12 +71,8 @@ def task_cells(group: pd.DataFrame, tasks: Mapping[str, str], with_mean: bool = 
     cells = {row["task"]: score(row, with_mean) for _, row in group.iterrows()}
     line = {label: cells.get(task, "-") for task, label in tasks.items()}
     averaged = len(tasks) > 1 and not group["kind"].eq("own").any()
-    return line | ({"Avg.": number(average(group, [*tasks]))} if averaged else {})
-
-
-def average(group: pd.DataFrame, tasks: Sequence[str], column: str = "median") -> float:
-    """The plain mean over tasks; NaN if one is missing."""
-    return group.set_index("task")[column].reindex(tasks).mean(skipna=False)
+    mean = group.set_index("task")["median"].reindex([*tasks]).mean(skipna=False)
+    return line | ({"Avg.": number(mean)} if averaged else {})
 
 
 def with_paper(summary: pd.DataFrame, paper: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

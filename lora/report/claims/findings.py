@@ -40,7 +40,6 @@ class Finding:
     """One comparison, judged.
 
     Args:
-        label: The name of the comparison.
         n: Number of seeds that have every task on both sides, of rounds, or of trials; None for exact counts.
         holds: Whether the bound holds; None if that cannot be decided, for the `reason`.
         mean, low, high: The difference in points, the ratio or the failures, and the interval; NaN if unknown.

@@ -27,7 +27,6 @@ class Headline:
     Args:
         line: Its entry in `FINDINGS`.
         judged: The verdicts on its claim: one per encoder, or one per device.
-        finding: What is shown.
         last: The same comparison by the last epoch; None for costs.
         gaps: Task of the paper -> the paper's difference.
     """
@@ -91,7 +90,7 @@ def headlines(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict
         places = [(verdict, place) for verdict in judged for place in range(len(verdict.findings))]
         if "comparison" in line:
             places = [(verdict, line["comparison"]) for verdict in judged]
-        if not places or all(verdict.findings[place].n == 0 for verdict, place in places):
+        if all(verdict.findings[place].n == 0 for verdict, place in places):
             continue
         verdict, place = min(places, key=lambda one: one[0].findings[one[1]].room)
         last = verdict.others["last"].findings[place] if "last" in verdict.others else None

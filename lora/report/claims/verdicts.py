@@ -65,18 +65,12 @@ class Verdict:
     stated_later: str | None = None
 
     @property
-    def on_these_rows(self) -> bool:
-        """Whether the word is not known to hold for other dev rows: *supported* needs all comparisons, *contradicted*
-        one of those that break their bound."""
-        if self.word == "supported":
-            return any(finding.for_other_rows is False for finding in self.findings)
-        broken = [finding.for_other_rows for finding in self.findings if finding.holds is False]
-        return False in broken and True not in broken
-
-    @property
     def qualified(self) -> str:
-        """The word, and whether it is known for these dev rows alone."""
-        return f"{self.word}{ON_ROWS}" if self.on_these_rows else self.word
+        """The word, and whether it is known for these dev rows alone: *supported* needs all comparisons, *contradicted*
+        one of those that break their bound."""
+        others = [one.for_other_rows for one in self.findings if self.word == "supported" or one.holds is False]
+        is_doubted = False in others and (self.word == "supported" or True not in others)
+        return f"{self.word}{ON_ROWS}" if is_doubted else self.word
 
     @property
     def is_measured(self) -> bool:
