@@ -17,7 +17,7 @@ from lora.report.build import Report
 from lora.report.claims import shown
 from lora.report.notes import BANNERS, encoder_notes
 from lora.report.runs import cell_key, encoder_title, task_title
-from lora.table import Cell, Table, Value, number, rows
+from lora.table import Table, Value, number, rows
 
 SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 IDS = re.compile(r' id="[\w.]+_\d+"')  # matplotlib's ids of groups, which nothing refers to
@@ -96,21 +96,6 @@ def marked(text: str) -> Markup:
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", bold))
 
 
-def data(cell: Cell) -> Markup:
-    """The attributes of a cell: what its column is sorted by, empty if nothing was measured, and of what it is the
-    score."""
-    value = "" if isinstance(cell, str) else f"{cell.number if isinstance(cell, Value) else cell:.6g}"
-    of_cell = Markup(' data-cell="{}"').format(cell.cell) if isinstance(cell, Value) and cell.cell else ""
-    return Markup('data-value="{}"{}').format(value, of_cell)
-
-
-def with_small(cell: Cell) -> Markup:
-    """A cell that shows its remarks on a separate line."""
-    if isinstance(cell, Value) and cell.bracketed:
-        return Markup("{} <small>{}</small>").format(cell.text, cell.bracketed)
-    return escape(cell)
-
-
 def inline_svg(picture: bytes) -> Markup:
     """A picture of matplotlib's as an element of the page, without prolog, metadata and ids of groups.
 
@@ -135,7 +120,5 @@ ENVIRONMENT = Environment(
     keep_trailing_newline=True,
     undefined=StrictUndefined,
 )
-ENVIRONMENT.filters |= {
-    "marked": marked, "data": data, "with_small": with_small, "rows": rows, "inline_svg": inline_svg,
-    "natural_width": natural_width,
-}  # fmt: skip
+ENVIRONMENT.filters |= {"marked": marked, "rows": rows, "inline_svg": inline_svg, "natural_width": natural_width}
+ENVIRONMENT.tests["value"] = lambda cell: isinstance(cell, Value)
