@@ -196,12 +196,12 @@ def print_sweep(
     """Print the tables of a sweep at its end and, unless `brief`, the next command. `arguments`: the sweep's.
     `runtime`: where W&B gets a copy of the tables and figures, if it gets one of the runs."""
     own = [argument for argument in arguments if not argument.startswith("profile=")]
-    named = [one.partition("=")[2] for one in own if one.startswith("experiment=") and one != "experiment=null"]
+    named = place(own, "experiment")
     try:
         report = build_report(profile, own)
         if report.gathered.is_own and analyse_own(profile, own):
             report = build_report(profile, own)
-        show(report, named[0].split(",") if named else MAIN)
+        show(report, named.split(",") if named else MAIN)
     except UserError as error:  # the runs themselves have ended, and their records exist
         print(f"no table of this sweep: {error}", file=sys.stderr)
         return
