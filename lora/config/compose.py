@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.config.auto import Measure, resolve_auto
 from lora.config.encoder_files import local_name
-from lora.config.plan import CONF, describe_group, planned_tasks
+from lora.config.plan import CONF, check_option, describe_group, planned_tasks
 from lora.config.rates import nearest_rate, rate_name, read_rates
 from lora.config.run import PlannedRun, RunConfig, run_config
 from lora.config.select import PLACES, parse_words, place
@@ -89,8 +89,7 @@ def _read_override(override: str) -> str:
         raise UserError(f"{override!r} is not an override, setting=value: no setting can be added or removed")
     if is_group(key) and override != "experiment=null":
         for option in parse_words([override])[key]:
-            if option not in describe_group(key):
-                raise UserError(f"{key} must be one of {', '.join(describe_group(key))}, got {option!r}")
+            check_option(key, option)
     return override
 
 

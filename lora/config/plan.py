@@ -161,10 +161,15 @@ def describe_group(name: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (CONF / name).glob("*.yaml")))
 
 
+def check_option(group: str, option: str) -> None:
+    """Raises: UserError: If the group has no such option."""
+    if option not in describe_group(group):
+        raise UserError(f"{group} must be one of {', '.join(describe_group(group))}, got {option!r}")
+
+
 def read_profile(profile: str) -> dict[str, Any]:
     """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
-    if profile not in describe_group("profile"):
-        raise UserError(f"profile {profile!r} does not exist; choose from {', '.join(describe_group('profile'))}")
+    check_option("profile", profile)
     return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 

@@ -43,7 +43,7 @@ class Worker:
         with processes.blocked():
             resource_tracker.ensure_running()  # which would let SIGINT and SIGTERM through
         # huge pages for the workers' heaps, unless the user has set glibc up: it reads this when a process starts
-        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+        os.environ.setdefault("GLIBC_TUNABLES", processes.ALLOCATOR["GLIBC_TUNABLES"])
         with contextlib.suppress(EOFError, ConnectionError), processes.blocked():
             self.process.start()
         other.close()  # so that only the worker holds it, and `recv` ends with the worker

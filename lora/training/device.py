@@ -137,9 +137,6 @@ def processor(device: torch.device) -> str:
     return name if device.type == "cuda" else f"{name} {cpu_kind() or platform.processor()}".strip()
 
 
-# The allocator of glibc, as variables that it reads when a process starts: freed memory stays in the process, and is
-# backed by huge pages.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 

@@ -19,6 +19,9 @@ STOP = signal.SIGUSR1  # from launcher to workers: they ignore SIGINT if a scrip
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, STOP)  # SIGHUP: the terminal was closed
 ONE_PRESS_SECONDS = 2.0  # one Ctrl-C may reach a worker twice, from the terminal and from its launcher
 LEAVE_SECONDS = 5.0  # for writing a checkpoint after the launcher has died
+# The allocator of glibc, as variables that it reads when a process starts: freed memory stays in the process, and is
+# backed by huge pages.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 noted: dict[int, float] = {}  # signal -> time of its first arrival
 before: dict[int, object] = {}  # signal -> the previous handler

@@ -38,8 +38,7 @@ from lora.files import ROOT, check_writable, write_atomically
 from lora.records.provenance import BF16_FLAGS, code_version, cores, cpu_flags
 from lora.records.record import load_records
 from lora.rng import shuffled
-from lora.training.device import ALLOCATOR
-from lora.training.processes import raised
+from lora.training.processes import ALLOCATOR, raised
 
 Run = dict[str, Any]
 BENCH_ROUNDS, BENCH_RUNS = 6, 12  # ours: a median of 6 or more values has an interval
