@@ -26,7 +26,7 @@ def facts(task: Task, data: TaskData, more: Mapping[str, TaskData]) -> dict[str,
         whose text is in train, from 1.
     """
     train, dev = (texts_of(task, data, split) for split in task.training_splits[:2])
-    known, labels = set(train), data.splits[task.train_split]["label"]
+    known, labels = set(train), data.splits["train"]["label"]
     others = {"dev": dev} | ({"test": texts_of(task, more["test"], "test")} if "test" in more else {})
     counts = Counter(labels)
     return {

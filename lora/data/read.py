@@ -86,7 +86,7 @@ def read(
             from lora.data.own_task import own_rows
 
             rows = own_rows(task.own, task.folder, split)
-            if split == task.train_split:
+            if split == "train":
                 whole = fingerprint(task, {split: choose_rows(task, rows, np.arange(len(rows["label"])))})
         elif source == "tsv":
             rows, left_out = read_tsv(task, split, at_home(path))
@@ -126,7 +126,7 @@ def read_for_run(task: Task, rows: Mapping[str, Any], selection: str) -> RunRows
         if None in more["test"].splits["test"]["label"]:
             del more["test"]
     if selection == TRAIN_ROWS:
-        more[TRAIN_ROWS] = read(task, **rows, splits=(task.train_split,), left=True)
+        more[TRAIN_ROWS] = read(task, **rows, splits=("train",), left=True)
     return read(task, **rows), more
 
 
@@ -136,7 +136,7 @@ def subset(
     """Indices of the rows to use, in split order: all, or the first `train_rows` of an order of the train split (or the
     next ones), which is one fixed shuffle or, with `draw`, `stratified`."""
     count = len(labels)
-    if split != task.train_split or train_rows is None or train_rows >= count:
+    if split != "train" or train_rows is None or train_rows >= count:
         return np.arange(count)
     order = shuffled(count, "train rows", task.name) if draw is None else stratified(task, np.asarray(labels), draw)
     return np.sort(order[train_rows : 2 * train_rows] if left else order[:train_rows])

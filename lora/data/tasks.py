@@ -67,7 +67,6 @@ class Task:
     metrics: tuple[str, ...]
     official_rows: dict[str, int]
     tsv: TsvLayout | None = None
-    train_split: str = "train"
     validation_splits: tuple[str, ...] = ("validation",)
     test_splits: tuple[str, ...] = ("test",)
     label_range: tuple[float, float] | None = None
@@ -116,7 +115,7 @@ class Task:
     @property
     def training_splits(self) -> tuple[str, ...]:
         """The splits that a run reads: train and validation."""
-        return (self.train_split, *self.validation_splits)
+        return ("train", *self.validation_splits)
 
 
 ONE = ("sentence",)

@@ -102,7 +102,7 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]]) -> pd.DataFrame:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for experiment, run in expected:
         facts = {"experiment": experiment} | {name: getattr(run, name) for name in ("run_id", *FACTS)}
-        if run.train_rows == run.task.official_rows["train"]:
+        if run.train_rows == run.whole_rows:
             run = replace(run, config=replace(run.config, data=replace(run.config.data, train_rows=None)))
         named = named_settings(run.config)
         stated = run.stated if experiment in (*MAIN, OWN) else {}  # others may compare lengths
@@ -115,8 +115,8 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]]) -> pd.DataFrame:
         facts |= {"targets": targets_word(method.targets) if is_lora and targets_in_slug(method.targets) else ""}
         facts |= {"rank": method.rank if is_lora else 0}
         runtime = run.config.runtime
-        whole = run.task.official_rows[run.task.train_split]
-        facts |= {"rate_from": runtime.rate_from or "stated", "rate_name": runtime.rate_name, "whole_rows": whole}
+        facts |= {"rate_from": runtime.rate_from or "stated", "rate_name": runtime.rate_name}
+        facts |= {"whole_rows": run.whole_rows}
         rows.setdefault((experiment, run.run_id), facts | named)
     settings = setting_columns(dict.fromkeys(key for row in rows.values() for key in row))
     columns = ["experiment", "run_id", *FACTS, "metric", "terms", "stated", *LORA, *RATE, *settings]
