@@ -80,7 +80,7 @@ def main(given: argparse.Namespace) -> None:
         before = earlier.get(key)
         if before is not None and before.lr != best:
             score = as_percent(before.tried[before.lr])
-            line += f"; replaces {before.lr:g}, chosen earlier of {len(before.tried)} values with {score}"
+            line += f"; replaces {before.lr:g}, which was chosen from {len(before.tried)} values and scored {score}"
         print(line)
         stated = stated_text(of_task[0].stated, asked)
         rates.append(Rate(*place, best, tuple(map(int, axes["seed"])), tried, rows, stated))

@@ -162,7 +162,7 @@ def test_collapsed_runs_win_nothing_and_a_rate_that_was_chosen_earlier_is_named(
     kept = f"no rate: all runs diverged or collapsed; .*; 0.002, chosen earlier, stays in {tmp_path}"
     assert re.search(kept, capsys.readouterr().err)
     assert tune(tmp_path, monkeypatch, {0.004: 0.1, 0.005: 0.2, 0.006: 0.2, 0.007: 0.1}) == 0
-    assert "takes 0.005; replaces 0.002, chosen earlier of 3 values with 30.0" in capsys.readouterr().out
+    assert "takes 0.005; replaces 0.002, which was chosen from 3 values and scored 30.0" in capsys.readouterr().out
 
 
 def test_a_method_that_fails_leaves_the_others_their_rates(tmp_path, monkeypatch, capsys):
