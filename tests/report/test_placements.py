@@ -53,7 +53,7 @@ def test_every_claim_is_judged_by_the_unselected_score(report, runs):
     scores = {(run.slug, run.task.name, run.seed): 100 * unselected(run) for run in runs}
     verdicts = [each for each in report.verdicts if each.claim.experiment == "layers"]
     assert {each.claim.id for each in verdicts} == {one.id for one in read_claims() if one.experiment == "layers"}
-    assert len(verdicts) == 14
+    assert len(verdicts) == 13
     slugs = {run.slug: run.slug for run in runs} | {run.method: run.slug for run in runs if run.method == "full"}
     for each in verdicts:
         (found,), (compare,), (task,) = each.findings, each.claim.compare, each.claim.tasks
