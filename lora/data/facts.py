@@ -51,6 +51,6 @@ def facts_text(about: Mapping[str, Any]) -> list[str]:
         lines.append(f"{repeated:,} train rows ({repeated / about['rows'][0]:.0%}) repeat an earlier row's text{other}")
     for split, shared in about["leaked"].items():
         if shared:
-            what = f"{len(shared):,} {split} rows have a text that is in train, which flatters every score"
+            what = f"{len(shared):,} {split} rows have a text that is in train, which flatters {split} scores"
             lines.append(f"{what}: {listed(shared)}")
     return lines

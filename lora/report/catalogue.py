@@ -20,7 +20,7 @@ from lora.report.gather import Gathered
 from lora.report.labels import setting
 from lora.report.notes import BANNERS, NOTES, caption, conditions, encoder_notes, note
 from lora.report.placements import head_rule, head_table, layers_figure, layers_table
-from lora.report.rates import origins_of, rates_table
+from lora.report.rates import origins_of, rates_table, tuned_rate
 from lora.report.runs import KINDS, START_TITLES, method_label, summarise, targets_and_ranks, task_units, with_labels
 from lora.report.tables import table2, table5, table6, with_paper
 from lora.report.train_rows import sizes_figure, sizes_table, with_sizes
@@ -90,7 +90,7 @@ class Section:
         """A table; the experiment's own by default."""
         words = next((i for i, column in enumerate(cells.columns) if column not in WORDS), len(cells.columns))
         ending, banner = ENDINGS[self.kind], BANNERS[self.kind]
-        if self.kind == "own" and {*self.origins.values()} == {"untuned"}:
+        if self.kind == "own" and self.experiment.name != OWN and {*self.origins.values()} == {"untuned"}:
             banner = NOTES["untuned"]
         file = file or self.experiment.tables[0]
         title = f"{title or self.experiment.title} ({self.gathered.name})"
@@ -213,7 +213,9 @@ def sizes(section: Section) -> list[Table]:
 
 
 def others(section: Section) -> list[Table]:
-    notes = [*section.notes, *([note("others")] if section.gathered.rates else [])]
+    chosen = ((run.seed, tuned_rate(run, section.gathered.rates)) for run in section.runs.itertuples())
+    is_flattered = any(rate is not None and seed in rate.seeds for seed, rate in chosen)
+    notes = [*section.notes, *([note("others")] if is_flattered else [])]
     return [section.table(table2(section.summary), notes)]
 
 

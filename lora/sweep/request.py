@@ -186,8 +186,8 @@ def check_tuning(runs: Sequence[PlannedRun], path: Any) -> None:
             ways = [f"method={name}" for name in (options, *(name for name in methods if " " in name)) if name]
             raise UserError(
                 f"the methods of a comparison must be tuned alike, got {tried} on {task} ({path}): run `python -m lora "
-                f"tune` for the same profile, task and encoder, with {', then with '.join(ways)}, and with other "
-                f"train.lr=A,B,C where all runs diverged or collapsed; or ignore the file with rates=null"
+                f"tune` for the same profile, task, encoder and settings, with {', then with '.join(ways)}, and with "
+                f"other train.lr=A,B,C where all runs diverged or collapsed; or ignore the file with rates=null"
             )
 
 

@@ -226,6 +226,8 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
             shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
         runs = {run_id: run for run_id, run in (plan.runs | kept).items() if run_id not in gone}
         write_plan(folder, replace(plan, runs=runs))
-    print(f"{count_of(len(gone), 'run')} forgotten, {count_of(len(ids) - len(gone), 'run')} left of those selected")
+    left = count_of(len(ids) - len(gone), "run")
+    more = " (--records removes finished ones too)" if not finished and "ok" in map(records.get, ids) else ""
+    print(f"{count_of(len(gone), 'run')} forgotten, {left} left of those selected{more}")
     if finished and (folder / RATES_FILE).exists():
         print(f"{folder / RATES_FILE} still has the tuned rates: remove it if they were tuned on other rows")

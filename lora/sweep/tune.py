@@ -68,8 +68,8 @@ def main(given: argparse.Namespace) -> None:
             continue
         of_task = [run for run in runs if run.task.name == first.task]
         tried = scores(of_task, now.ok, Path(settings.runtime.results))
-        best, outcome = best_rate(tried, of_task[0].task.metric)
         name = first.runtime.rate_name
+        best, outcome = best_rate(tried, of_task[0].task.metric, name)
         rows = first.data.train_rows if SIZE in axes else None
         place = (first.model.name, first.protocol, first.task, name)
         key = (*place, rows)
@@ -152,11 +152,12 @@ def scores(runs: Sequence[PlannedRun], ok: Mapping[str, RunRecord], results: Pat
     return {rate: None if None in of_rate else sum(of_rate) / len(of_rate) for rate, of_rate in values.items()}
 
 
-def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float | None, str]:
+def best_rate(tried: Mapping[float, float | None], metric: str, method: str) -> tuple[float | None, str]:
     """The rate with the best score, the lowest on a tie, None if no rate has a score; and the scores in words.
 
     Args:
         tried: In ascending order.
+        method: As `lora.config.rates.rate_name` has it.
     """
     known = {rate: score for rate, score in tried.items() if score is not None}
     texts = ", ".join(f"{rate:g} {as_percent(score)}" for rate, score in tried.items())
@@ -165,7 +166,8 @@ def best_rate(tried: Mapping[float, float | None], metric: str) -> tuple[float |
         return None, f"{texts}; no rate: all runs diverged or collapsed; {ways}"
     best = max(known, key=lambda rate: better(metric) * known[rate])
     edge = {min(tried): "lowest", max(tried): "highest"}.get(best)  # of all, diverged ones included
-    further = f", the {edge}: train.lr=A,B,C looks further, with as many values for every method" if edge else ""
+    way = f"method={method} train.lr=A,B,C looks further, with {len(tried)} values, as many as the other methods had"
+    further = f", the {edge}: {way}" if edge else ""
     return best, f"{texts}; takes {best:g}{further}"
 
 

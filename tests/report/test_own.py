@@ -107,7 +107,10 @@ def test_a_run_at_the_rate_that_was_chosen_on_its_seed_stands_apart(moods):
     tables = {table.name: table for table in report.tables}
     assert tables["table2_own"].values["Seeds"].map(str).tolist() == ["7", "6"]
     assert tables["own_own"].values["Seeds"].map(str).tolist() == ["2"]
-    assert any("chosen on its seed" in line for line in tables["own_own"].notes)
+    assert any("chosen on its seed" in line for line in tables["own_own"].notes) and not tables["own_own"].banner
+    write_rates(folder / "own" / "rates.yaml", [dataclasses.replace(rate, lr=1e-2)])
+    tables = {table.name: table for table in build_report("own", [task], folder).tables}
+    assert not any("chosen on its seed" in line for table in tables.values() for line in table.notes)
 
 
 def test_without_a_plan_runs_of_other_epochs_are_not_compared(tmp_path):

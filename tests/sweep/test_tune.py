@@ -136,9 +136,10 @@ def test_no_sweep_takes_the_seed_that_chose_the_rates(tuned, capsys):
     ],
 )
 def test_the_best_and_its_edge(tried, best, edge):
-    found, words = best_rate(tried, "accuracy")
-    assert best_rate({rate: score and -score for rate, score in tried.items()}, f"cost{LOWER}")[0] == best
-    assert found == best and (f", the {edge}: train.lr=A,B,C" in words if edge else "the lowest" not in words)
+    found, words = best_rate(tried, "accuracy", "lora")
+    assert best_rate({rate: score and -score for rate, score in tried.items()}, f"cost{LOWER}", "lora")[0] == best
+    way = f", the {edge}: method=lora train.lr=A,B,C looks further, with 3 values"
+    assert found == best and (way in words if edge else "the lowest" not in words)
 
 
 def tune(folder, monkeypatch, values: dict[float, float | None]) -> int:
