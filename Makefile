@@ -14,7 +14,7 @@ UNKNOWN := $(strip $(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(fi
 $(if $(UNKNOWN),$(error $(UNKNOWN) is not a variable of this Makefile ($(KNOWN)); settings are given as ARGS="setting=value"))
 $(foreach name,REFERENCE RETRY_FAILED,$(if $(filter-out 0 1,$($(name))),$(error $(name) must be 0 or 1, got $($(name)))))
 # `make help` shows these lines.
-#= PROFILE=small                                 what is trained: mini, small, long, base, decide, layers, paper or own
+#= PROFILE=small                                 what is trained: mini, small, long, base, decide, layers, rows, paper or own
 #= GLUE_DIR=/path/to/glue                        folder of GLUE's files, a subfolder per task
 #= TASK=my_task.yaml                             a task of your own, with PROFILE=own
 #= MODEL_DIR=/path/to/encoder                    an encoder of your own, instead of the profile's

@@ -23,7 +23,7 @@ from lora.report.experiments import FOLDERS, LAYERS, MAIN, ROWS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
-from lora.report.own import above_all, lacking
+from lora.report.own import lacking, not_above
 from lora.report.rates import learning_rate_table
 from lora.report.runs import with_others_epoch
 from lora.report.train_rows import size_sentences
@@ -140,7 +140,7 @@ def build_report(name: str, overrides: Sequence[str] = (), results: Path | None 
         cells.append(section.summary.assign(experiment=section.experiment.name))
         if section.kind == "own" and section.experiment.name in MAIN:
             lines += answers(section.pairs, analyses, section.origins, section.runs)
-            lines += above_all(section.summary, section.own_rows)
+            lines += not_above(section.summary, section.own_rows)
         if section.experiment.name == ROWS:
             lines += size_sentences(section.runs, section.origins)
     by_task = LAYERS in set(gathered.runs["experiment"])

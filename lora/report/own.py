@@ -36,17 +36,21 @@ def over_rows(baseline: Mapping[str, Any]) -> str:
     return f"{baseline['low']:.1f} to {baseline['high']:.1f} over rows"
 
 
-def above_all(summary: pd.DataFrame, entries: Entries) -> list[str]:
-    """A line for each task on which no method's median is above the best baseline."""
+def not_above(summary: pd.DataFrame, entries: Entries) -> list[str]:
+    """A line for each task on which a method's median is not above the best baseline, with the methods' names."""
     lines = []
     for task, entry in entries.items():
         scored = summary[summary["task"] == task].dropna(subset="median")
         if len(scored) and entry["baselines"]:
             sign = better(scored["metric"].iloc[0])
-            first = max(entry["baselines"], key=lambda one: sign * one["value"])
-            if sign * first["value"] >= (sign * scored["median"].map(rounded)).max():  # as a baseline is stored
-                shown = f"{first['name']}{entry['on']}, {task}: {first['value']:.1f} ({over_rows(first)})"
-                lines.append(f"{shown}: no median in the table is {'higher' if sign > 0 else 'lower'}")
+            best = max(entry["baselines"], key=lambda one: sign * one["value"])
+            rest = scored[sign * best["value"] >= sign * scored["median"].map(rounded)]  # as a baseline is stored
+            shown = f"{best['name']}{entry['on']}, {task}: {best['value']:.1f} ({over_rows(best)})"
+            word = "higher" if sign > 0 else "lower"
+            if len(rest) == len(scored):
+                lines.append(f"{shown}: no median in the table is {word}")
+            elif len(rest):
+                lines.append(f"{shown}: medians that are not {word}: {', '.join(rest['label'])}")
     return lines
 
 

@@ -20,7 +20,7 @@ from lora.records.record import load_records
 from lora.report.analyses import own_rows
 from lora.report.analyses.own_rows import baselines, by_class, error_rows, metric_of, tf_idf
 from lora.report.build import build_report
-from lora.report.own import above_all, classes_table, errors_table
+from lora.report.own import classes_table, errors_table, not_above
 from lora.report.plots import draw
 
 RANDOM = np.random.default_rng(0)
@@ -69,15 +69,18 @@ def test_baselines_learn_from_train_alone(task):
     ("metric", "value", "word"), [("accuracy", 75.0, "higher"), (f"mine.error{LOWER}", 65.0, "lower")]
 )
 def test_a_baseline_that_no_method_beats_is_said(metric, value, word):
-    summary = pd.DataFrame({"task": "jobs-1", "metric": metric, "median": [70.0, 68.0, math.nan]})
+    summary = pd.DataFrame({"task": "jobs-1", "metric": metric, "median": [70.0, 68.0, math.nan], "label": [*"ABC"]})
     one = {"name": "TF-IDF", "value": value, "low": value - 5, "high": value + 5}
     entries = {"jobs-1": {"baselines": [one, one | {"value": 70.0, "name": "other"}], "on": ", on 40 rows"}}
-    (line,) = above_all(summary, entries)
+    (line,) = not_above(summary, entries)
     rows = f"{value:.1f} ({value - 5:.1f} to {value + 5:.1f} over rows)"
     assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: no median in the table is {word}"
     third = {"jobs-1": {"baselines": [one | {"value": 33.3333}], "on": ""}}  # a third, as it is stored
-    assert above_all(summary.assign(median=100 / 3), third), "a tie"
-    assert not above_all(summary.assign(median=90.0 if word == "higher" else 10.0), entries)
+    assert not_above(summary.assign(median=100 / 3), third), "a tie"
+    others = {"higher": "A, C", "lower": "A, B"}
+    (line,) = not_above(summary.assign(median=[value, 90.0, 10.0]), entries)
+    assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: medians that are not {word}: {others[word]}"
+    assert not not_above(summary.assign(median=90.0 if word == "higher" else 10.0), entries)
 
 
 def test_an_accuracy_has_the_binomial_interval():
