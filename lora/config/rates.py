@@ -3,6 +3,7 @@
 The file is `results/<profile>/rates.yaml` (the setting `rates`), which git ignores. conf/ is never changed.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,13 +145,22 @@ def read_rates(setting: Any) -> tuple[Rate, ...]:
 
 @cached_by_file
 def _read_rates(path: Path) -> tuple[Rate, ...]:
-    return tuple(build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"])
+    rates = tuple(build(Rate, entry) for entry in yaml.safe_load(path.read_text())["rates"])
+    for key, count in Counter(map(_place, rates)).items():
+        if count > 1:  # as after a merge by hand
+            raise ValueError(f"{count} entries for {', '.join(key[:-1])}, where there may be one")
+    return rates
+
+
+def _place(rate: Rate) -> tuple:
+    """What a file has one rate for: encoder, protocol, task, method and train rows."""
+    return *rate.key, rate.train_rows or 0
 
 
 def write_rates(path: Path, new: Iterable[Rate]) -> None:
-    """Add rates to a file. Each replaces an earlier one of the same encoder, protocol, task, method and train rows."""
+    """Add rates to a file. Each replaces an earlier one of its place."""
     with exclusive(path.with_suffix(".lock")):  # others may tune at the same time
-        kept = {(*one.key, one.train_rows or 0): one for one in (*read_rates(path), *new)}
+        kept = {_place(one): one for one in (*read_rates(path), *new)}
         entries = [asdict(kept[key]) | {"seeds": list(kept[key].seeds)} for key in sorted(kept)]
         entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
         text = yaml.safe_dump({"rates": entries}, sort_keys=False, default_flow_style=None, width=120)

@@ -31,6 +31,8 @@ from lora.sweep.tune import best_rate, rate_grids
 SETTINGS = ("protocol=ours", "task=ratings", "method=lora")
 LR = 0.0123
 EDITED = "rates: [{model: m, protocol: ours, task: t, method: lora, lr: 0.5, seeds: [0], tried: {0.1: 0.7}}]"
+ONCE = EDITED.replace("0.5", "0.1")
+TWICE = ONCE.replace("}]", "}, ") + ONCE.removeprefix("rates: [")
 
 
 def rate(lr=LR, **changes) -> Rate:
@@ -235,6 +237,7 @@ def test_tunings_that_end_at_once_keep_each_others_rates(tmp_path):
     [
         ("rates: [{method: lore}]", "lr is missing"),
         (EDITED, "lr must be one of those tried, 0.1 "),
+        (TWICE, "2 entries for m, ours, t, lora, where there may be one"),
         ("a: 1", "is not a file of rates"),
         ("rates: !!python/object/apply:os.getcwd []", "is not a file of rates"),
     ],
