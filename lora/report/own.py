@@ -42,15 +42,16 @@ def not_above(summary: pd.DataFrame, entries: Entries) -> list[str]:
     for task, entry in entries.items():
         scored = summary[summary["task"] == task].dropna(subset="median")
         if len(scored) and entry["baselines"]:
+            names = row_names(scored, ["model", "protocol"])
             sign = better(scored["metric"].iloc[0])
             best = max(entry["baselines"], key=lambda one: sign * one["value"])
-            rest = scored[sign * best["value"] >= sign * scored["median"].map(rounded)]  # as a baseline is stored
+            rest = names[sign * best["value"] >= sign * scored["median"].map(rounded)]  # as a baseline is stored
             shown = f"{best['name']}{entry['on']}, {task}: {best['value']:.1f} ({over_rows(best)})"
             word = "higher" if sign > 0 else "lower"
-            if len(rest) == len(scored):
+            if len(rest) == len(names):
                 lines.append(f"{shown}: no median in the table is {word}")
             elif len(rest):
-                lines.append(f"{shown}: medians that are not {word}: {', '.join(rest['label'])}")
+                lines.append(f"{shown}: medians that are not {word}: {'; '.join(rest)}")
     return lines
 
 

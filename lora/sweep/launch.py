@@ -256,8 +256,7 @@ def say_what_runs(settings: DictConfig, ids: set[str]) -> None:
         "ray": "Ray stops them with this command; they lose the time since their last checkpoint",
     }[settings.launcher.name]
     print("\n  ".join([f"interrupted; still training: {len(running)}", *running]), file=sys.stderr)
-    if running or settings.launcher.name == "slurm":  # whose jobs may wait in the queue
-        print(how, file=sys.stderr, flush=True)
+    print(how, file=sys.stderr, flush=True)
 
 
 def unfinished(now: State, reasons: Mapping[str, str]) -> list[str]:

@@ -69,7 +69,8 @@ def test_baselines_learn_from_train_alone(task):
     ("metric", "value", "word"), [("accuracy", 75.0, "higher"), (f"mine.error{LOWER}", 65.0, "lower")]
 )
 def test_a_baseline_that_no_method_beats_is_said(metric, value, word):
-    summary = pd.DataFrame({"task": "jobs-1", "metric": metric, "median": [70.0, 68.0, math.nan], "label": [*"ABC"]})
+    columns = {"task": "jobs-1", "metric": metric, "model": "minilm", "protocol": "ours", "label": [*"ABC"]}
+    summary = pd.DataFrame(columns | {"median": [70.0, 68.0, math.nan]})
     one = {"name": "TF-IDF", "value": value, "low": value - 5, "high": value + 5}
     entries = {"jobs-1": {"baselines": [one, one | {"value": 70.0, "name": "other"}], "on": ", on 40 rows"}}
     (line,) = not_above(summary, entries)
@@ -77,9 +78,12 @@ def test_a_baseline_that_no_method_beats_is_said(metric, value, word):
     assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: no median in the table is {word}"
     third = {"jobs-1": {"baselines": [one | {"value": 33.3333}], "on": ""}}  # a third, as it is stored
     assert not_above(summary.assign(median=100 / 3), third), "a tie"
-    others = {"higher": "A, C", "lower": "A, B"}
-    (line,) = not_above(summary.assign(median=[value, 90.0, 10.0]), entries)
+    others = {"higher": "A; C", "lower": "A; B"}
+    mixed = summary.assign(median=[value, 90.0, 10.0])
+    (line,) = not_above(mixed, entries)
     assert line == f"TF-IDF, on 40 rows, jobs-1: {rows}: medians that are not {word}: {others[word]}"
+    (line,) = not_above(mixed.assign(label="A", model=["minilm", "x", "y"]), entries)
+    assert line.endswith(f": A, all-MiniLM-L6-v2; A, {'y' if word == 'higher' else 'x'}"), "each with its encoder"
     assert not not_above(summary.assign(median=90.0 if word == "higher" else 10.0), entries)
 
 
