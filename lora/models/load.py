@@ -104,6 +104,8 @@ def load_encoder(
             f"the tokenizer in {where} has {len(tokenizer)} tokens, but {config.name} has embeddings for "
             f"{model.get_input_embeddings().num_embeddings}: one of the two belongs to another model"
         )
+    if getattr(settings, "type_vocab_size", None) == 1:  # some RoBERTas have BERT's tokenizer, with a type per text
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     init_head(model, seed, absent)
     if of_head is not None:
         for name, module in model.named_modules():

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import safetensors.torch
 import tiny
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 from lora.adapters.predict import local_encoder
 from lora.config.encoder_files import longest_input
 from lora.config.run import ModelConfig
+from lora.data.batching import collate, encode
 from lora.data.tasks import TASKS
 from lora.errors import UserError
 from lora.models.load import load_encoder
@@ -163,6 +165,19 @@ def test_modernberts_head_is_the_checkpoints_where_it_has_one(tmp_path):
         assert is_head(model, name) == name.startswith(("head.", "classifier."))
         if not name.startswith("classifier."):
             assert torch.equal(parameter, stored[name])
+
+
+def test_a_model_of_one_token_type_reads_pairs_with_berts_tokenizer(tmp_path):
+    """Such as klue/roberta-base, a RoBERTa whose tokenizer gives the second text type 1."""
+    folder = tiny.folder(tmp_path / "model", "roberta")
+    tiny.tokenizer("bert").save_pretrained(folder)
+    encoder = load_encoder(local(folder), TASKS["rte"], 1)
+    pair = {"sentence1": ["the film was very good"], "sentence2": ["not bad"], "label": [0]}
+    encoded = encode(pair, TASKS["rte"], encoder.tokenizer, 32)
+    batch = collate(encoded, np.array([0]), encoder.tokenizer.pad_token_id)
+    logits = encoder.model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits
+    assert torch.equal(encoder.model(**batch).logits, logits)
+    assert 1 in AutoTokenizer.from_pretrained(folder)("the film", "not bad")["token_type_ids"]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "mpnet", "deberta-v2"])
