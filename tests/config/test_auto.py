@@ -46,7 +46,8 @@ def test_the_real_measurement_is_kept(reviews, tmp_path):
 
 def test_ctrl_c_while_it_is_measured_is_no_failure_of_the_measurement(reviews, monkeypatch):
     """Ctrl-C reaches both processes, and the measuring one ends first."""
-    stop = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"]
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # also under nohup
+    stop = [sys.executable, "-c", f"import signal; {heard}; signal.raise_signal(signal.SIGINT)"]
     run = functools.partial(subprocess.run, stop, capture_output=True, text=True, check=True)
     monkeypatch.setattr(auto, "run_probe", lambda *sizes: run())
     with pytest.raises(KeyboardInterrupt):

@@ -31,6 +31,7 @@ from lora.errors import UserError
 from lora.files import ROOT, write_atomically
 from lora.records.record import adapter_path, load_records, record_path, write_record
 from lora.report.build import build_report
+from lora.sweep.pool import LIBRARIES
 from lora.sweep.request import select_runs
 
 ASKED = ["experiment=glue_table2", "task=reviews", "rates=null"]
@@ -66,8 +67,14 @@ def launch(folder, seeds):
 
 
 def test_launches_at_once_end_with_the_union(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        pool.starmap(launch, [(tmp_path, f"{i},{i + 1}") for i in range(1, 5)])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*LIBRARIES, "lora.sweep.request"])
+    launches = [context.Process(target=launch, args=(tmp_path, f"{i},{i + 1}")) for i in range(1, 5)]
+    for process in launches:
+        process.start()
+    for process in launches:
+        process.join()
+        assert process.exitcode == 0
     assert {run.seed for run in read_plan(tmp_path).runs.values()} == {1, 2, 3, 4, 5}
 
 

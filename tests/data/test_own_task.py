@@ -319,7 +319,7 @@ def test_runs_carry_the_definitions_digits_and_no_other_task_may_take_its_place(
         ("task=rte", "data.source must be tsv or parquet or hub for task rte, got 'own'"),
     ):
         with pytest.raises(UserError, match=message):
-            compose_run(["profile=own", f"task={path}", override])
+            compose_run(["profile=own", f"task={path}", "train.precision=fp32", override])
 
 
 def test_a_task_without_a_row_takes_the_default_one_and_says_that_it_is_untuned(tmp_path):

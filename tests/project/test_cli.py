@@ -51,7 +51,7 @@ def test_one_run(tiny_overrides, tmp_path):
 
 def test_an_interrupted_run_resumes_and_says_from_where(tiny_overrides, tmp_path):
     """The terminal of the first process is closed once it has reported a step."""
-    arguments = [*tiny_overrides, "method=bitfit", "train.epochs=200", "runtime.save_adapter=true"]
+    arguments = [*tiny_overrides, "method=bitfit", "train.epochs=60", "runtime.save_adapter=true"]
     call = [sys.executable, "-m", "lora", *arguments]
     hears = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731  also under nohup
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

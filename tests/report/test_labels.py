@@ -8,7 +8,7 @@ from lora.report.build import build_report
 from lora.report.terminal import reference_lines
 
 Q, V = (f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "value"))
-ONE = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1"]
+ONE = ["experiment=glue_table2", "task=reviews", "method=lora", "seed=1", "train.epochs=1", "train.precision=fp32"]
 
 
 def tables_of(folder, profile="mini", arguments=()):

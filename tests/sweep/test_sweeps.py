@@ -25,7 +25,7 @@ def test_a_storm(tiny_overrides, tmp_path):
 
     Every other worker is killed only after it has written a checkpoint.
     """
-    runs = ("method=bitfit,lora", "task=cola,stsb", "seed=1,2,3", "train.epochs=16")
+    runs = ("method=bitfit,lora", "task=cola,stsb", "seed=1,2,3", "train.epochs=10")
     expected = quiet(grid(tiny_overrides, tmp_path / "quiet", *runs))
     assert len(expected) == 12
     folder, source, launches = tmp_path / "storm", random.Random(1), 0
