@@ -217,17 +217,22 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
             if others := tuple(name for name in run.experiments if name not in named):
                 kept[run.run_id] = replace(run, experiments=others)
                 print(f"stays for {', '.join(others)}: {run.run_id}")
-        gone = [i for i in ids if i not in kept and (finished or records.get(i) != "ok")]
+        # a record that cannot be read, as a newer version's, may be of a finished run
+        unfinished = {i for i in ids if records.get(i) == "failed" or not record_path(folder, i).exists()}
+        gone = [i for i in ids if i not in kept and (finished or i in unfinished)]
         for run_id in gone:
-            print(f"forgotten: {run_id}")
             places = (record_path, folder), (predictions_path, folder), (checkpoint_path, outputs), (note_path, outputs)
-            for path, where in places:
-                path(where, run_id).unlink(missing_ok=True)
+            try:
+                for path, where in places:
+                    path(where, run_id).unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot forget {run_id}: {error}") from error
             shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
+            print(f"forgotten: {run_id}")
         runs = {run_id: run for run_id, run in (plan.runs | kept).items() if run_id not in gone}
         write_plan(folder, replace(plan, runs=runs))
     left = count_of(len(ids) - len(gone), "run")
-    more = " (--records removes finished ones too)" if not finished and "ok" in map(records.get, ids) else ""
+    more = " (--records removes finished ones too)" if not finished and {*ids} - unfinished else ""
     print(f"{count_of(len(gone), 'run')} forgotten, {left} left of those selected{more}")
     if finished and (folder / RATES_FILE).exists():
         print(f"{folder / RATES_FILE} still has the tuned rates: remove it if they were tuned on other rows")

@@ -295,6 +295,23 @@ def test_unfinished_runs_are_forgotten_and_with_records_finished_ones_too(tmp_pa
     assert {path.stem for path in (tmp_path / "predictions").iterdir()} == left
 
 
+def test_forget_leaves_a_record_that_it_cannot_read_and_says_what_it_cannot_remove(tmp_path, capsys):
+    """Such as one of a newer version, whose run may be finished."""
+    (run,) = populate(tmp_path, "mini", [*ASKED, "method=lora", "seed=1"], predictions=True)
+    path, where = record_path(tmp_path, run.run_id), f"runtime.results={tmp_path}"
+    newer = path.read_text().replace('"schema": 3', '"schema": 4')
+    path.write_text(newer)
+    assert main(["status", "mini", where, "--forget"]) == 0
+    assert "0 runs forgotten, 1 run left of those selected (--records" in capsys.readouterr().out
+    assert path.read_text() == newer and read_plan(tmp_path).runs.keys() == {run.run_id}
+    predictions = tmp_path / "predictions" / f"{run.run_id}.safetensors"
+    predictions.unlink()
+    predictions.mkdir()  # cannot be unlinked, even by root
+    assert main(["status", "mini", where, "--forget", "--records"]) == 2
+    shown = capsys.readouterr()
+    assert f"error: cannot forget {run.run_id}: " in shown.err and "forgotten: " not in shown.out
+
+
 def test_forget_takes_no_more_than_what_is_selected(tmp_path, capsys):
     runs = populate(tmp_path / "mini", "mini", ["experiment=null", "task=reviews", "method=lora,dora", "seed=1"])
     where = f"runtime.results={tmp_path}/mini"
