@@ -228,9 +228,10 @@ def forget(folder: Path, outputs: str, words: Sequence[str], finished: bool) -> 
             except OSError as error:
                 raise UserError(f"cannot forget {run_id}: {error}") from error
             shutil.rmtree(adapter_path(outputs, run_id).parent, ignore_errors=True)
-            print(f"forgotten: {run_id}")
         runs = {run_id: run for run_id, run in (plan.runs | kept).items() if run_id not in gone}
         write_plan(folder, replace(plan, runs=runs))
+    for run_id in gone:
+        print(f"forgotten: {run_id}")
     left = count_of(len(ids) - len(gone), "run")
     more = " (--records removes finished ones too)" if not finished and {*ids} - unfinished else ""
     print(f"{count_of(len(gone), 'run')} forgotten, {left} left of those selected{more}")
