@@ -95,7 +95,8 @@ def _read_override(override: str) -> str:
 
 def with_profile(overrides: Sequence[str]) -> list[str]:
     """The overrides, after profile=own if a task is a file. A profile that is given wins, as the last one."""
-    own = any(task_file(str(task)) for task in parse_words(read_overrides(overrides)).get("task", ()))
+    named = map(str, parse_words(read_overrides(overrides)).get("task", ()))
+    own = any(task_file(name) for name in named if name not in TASKS)
     return ["profile=own", *overrides] if own else [*overrides]
 
 
@@ -188,7 +189,7 @@ def compose_settings(
     if sweeps := [one.input_line for one in parsed if one.is_sweep_override()]:
         raise UserError(f"a single run takes one value, got {sweeps[0]}: python -m lora -m trains several runs")
     word = place(overrides, "task")
-    task = None if word is None else (tasks or {}).get(word)
+    task = None if word is None else TASKS.get(word) or (tasks or {}).get(word)
     if word is not None and task is None:
         results = place(overrides, "runtime.results") or f"results/{chosen_option('profile', overrides)}"
         task = find_task(word, planned_tasks(results))

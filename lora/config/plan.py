@@ -304,9 +304,10 @@ class Launch:
 
 
 def read_launch(folder: Path) -> Launch:
+    path = folder / LAUNCH
     try:
-        return build(Launch, read_object(folder / LAUNCH))
-    except UserError:  # there is none, or a broken one, which the next launch writes anew
+        return build(Launch, read_object(path)) if path.exists() else Launch()
+    except UserError:  # a broken one, which the next launch writes anew
         return Launch()
 
 

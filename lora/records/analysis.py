@@ -25,6 +25,7 @@ ANALYSIS_FILES = {
     SUBTRACTION: ("adapter", "analyse swaps", "label"),
     OWN_ROWS: ("scored", "analyse rows", "on"),
 }
+OF_RUNS = (EXAMPLES, OWN_ROWS)  # whose entries each name their runs
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def comparison_key(pairs: Iterable[Sequence[str]], score: str) -> Compared:
 
 
 def read_analyses(folder: Path, records: Mapping[str, RunRecord], command: Callable[[str], str]) -> Analyses:
-    """Read the analyses that exist. A file made from other records is excluded and reported in `problems`.
+    """Read the analyses that exist. What was made from other records is excluded and reported in `problems`.
 
     Args:
         command: From a command's name to what is typed (`lora.report.gather.Gathered.command`).
@@ -79,13 +80,16 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord], command: Calla
         if not isinstance(content.get("made_from"), dict) or not isinstance(content.get("entries"), list):
             raise UserError(f"{folder / file} is not an analysis: made_from must be an object and entries a list")
         made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
-        stale = sorted(run for run, digest in content["made_from"].items() if made.get(run, "") != digest)
+        stale = sorted(run for run, digest in content["made_from"].items() if made.get(run) != digest)
+        if file in OF_RUNS:  # what it says of runs that were forgotten, nobody asks for
+            current[file] = current_entries(file, content, made)
+            stale = [run for run in stale if run in made]
         older = any(key not in entry for entry in content["entries"])
         if stale or older:
             origin = f"from another training of {', '.join(stale[:3])}" if stale else "by an older version"
             problems.append(f"analysis/{file} was made {origin}: rebuild it with {command(name)}")
         else:
-            current[file] = content["entries"]
+            current.setdefault(file, content["entries"])
     examples = {comparison_key(entry["pairs"], entry["score"]): entry for entry in current.get(EXAMPLES, ())}
     checks = {"swap": tuple(current[SWAP])} if SWAP in current else {}
     subspaces, subtraction = (tuple(current.get(file, ())) for file in (SUBSPACES, SUBTRACTION))
@@ -96,20 +100,30 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord], command: Calla
 def add_entries(path: Path, new: Iterable[Mapping[str, Any]], key_of: Callable[[Mapping[str, Any]], Any]) -> None:
     """Add entries to an analysis file. Each replaces an earlier one of its key. The others stay, since a report may be
     of a selection or of other tasks, but for those of an older version and of records that have changed."""
-    of_record, _, key = ANALYSIS_FILES[path.name]
+    of_record, *_ = ANALYSIS_FILES[path.name]
     with exclusive(path.with_suffix(".lock")):  # another launch may add those of its task
         earlier = read_object(path) if path.exists() else {"entries": [], "made_from": {}}
         finished = (record for record in load_records(path.parent.parent)[0] if record.status == "ok")
         made = {record.run_id: getattr(record, of_record) for record in finished}
-        current = {run_id for run_id, digest in earlier["made_from"].items() if made.get(run_id) == digest}
-        kept = [entry for entry in earlier["entries"] if key in entry and run_ids_of(entry) <= current]
+        kept = current_entries(path.name, earlier, made)
         entries = {key_of(entry): entry for entry in (*kept, *new) if run_ids_of(entry) <= made.keys()}
         made_from = {run_id: made[run_id] for entry in entries.values() for run_id in run_ids_of(entry)}
         write_atomically(path, analysis_json(made_from, [*entries.values()]))
 
 
+def current_entries(file: str, content: Mapping[str, Any], made: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """The entries of one of `OF_RUNS` whose runs all have the records that they were made from.
+
+    Args:
+        made: run_id -> what its record says now.
+    """
+    current = {run_id for run_id, digest in content["made_from"].items() if made.get(run_id) == digest}
+    key = ANALYSIS_FILES[file][-1]
+    return [entry for entry in content["entries"] if key in entry and run_ids_of(entry) <= current]
+
+
 def run_ids_of(entry: Mapping[str, Any]) -> set[str]:
-    """The runs of an entry of `EXAMPLES` or `OWN_ROWS`."""
+    """The runs of an entry of `OF_RUNS`."""
     groups = entry["pairs"] if "pairs" in entry else entry["runs"].values()
     return {run_id for group in groups for run_id in group}
 

@@ -121,6 +121,13 @@ def read_record(path: Path) -> RunRecord:
         _ = record.config["task"], record.config["seed"] + 0, record.config["runtime"].get("group")
         if record.status == "ok":
             _row(record), _curve(record)
+            of_epoch = {epoch["epoch"]: epoch["metrics"] for epoch in record.epochs}
+            split, metric = record.selected["split"], record.selected["metric"]
+            for rule in ("best", "last"):
+                stated, scored = record.selected[rule], of_epoch[record.selected[rule]["epoch"]][split][metric]
+                if stated["value"] != scored:
+                    there = f"{rule} {stated['value']} where its epoch {stated['epoch']} has {scored}"
+                    raise UserError(f"{path} was changed by hand: {there}; restore it, or remove it to train again")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a whole record: {error!r}; remove it, and the run is trained again") from error
     return record

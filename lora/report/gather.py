@@ -18,7 +18,7 @@ from lora.config.plan import Plan, outputs_here, planned_tasks, read_launch, rea
 from lora.config.rates import RATES_FILE, TUNING, Rate, rate_of, read_rates
 from lora.config.run import PlannedRun, run_config
 from lora.config.select import filter_runs, parse_words, place
-from lora.data.own_task import read_task, task_file
+from lora.data.own_task import definition_name, read_task, task_file
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.files import REFERENCE, RESULTS
@@ -120,8 +120,10 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     read_profile(profile)
     plan = read_plan(folder)
     records, problems = load_records(folder)
-    files = filter(None, map(task_file, parse_words(overrides).get("task", ())))  # whose rows may have moved
-    tasks = dict(TASKS) | planned_tasks(folder) | {task.name: task for task in map(read_task, files)}
+    tasks = dict(TASKS) | planned_tasks(folder)
+    for path in filter(None, map(task_file, parse_words(overrides).get("task", ()))):  # whose rows may have moved
+        name, here = definition_name(path), path.resolve().parent
+        tasks[name] = replace(tasks[name], folder=here) if name in tasks else read_task(path)
     known, unknown = known_runs(plan, records, tasks)
     asked = filter_runs(known.values(), overrides)
     if known and not asked:

@@ -147,7 +147,8 @@ def main(arguments: argparse.Namespace) -> None:
     usual = RESULTS / profile if name != profile else f"results/{name}"
     folder = Path(place(words, "runtime.results") or usual)
     outputs = outputs_here(folder, words)
-    for problem in read_plan(folder).problems:
+    records, broken = load_records(folder)
+    for problem in (*read_plan(folder).problems, *broken):
         print(f"left out: {problem}", file=sys.stderr)
     if arguments.records and not arguments.forget:
         raise UserError("--records goes with --forget")
@@ -158,8 +159,7 @@ def main(arguments: argparse.Namespace) -> None:
             raise UserError(f"{idle[0]} selects no runs, and --forget removes what is selected: leave it out")
         forget(folder, outputs, words, arguments.records)
         return
-    records = [] if read_plan(folder).runs else load_records(folder)[0]
-    if records and isinstance(why := run_of(records[0], TASKS), str):
+    if records and not read_plan(folder).runs and isinstance(why := run_of(records[0], TASKS), str):
         raise UserError(f"{folder} has {count_of(len(records), 'record')} and no plan: {why}")
     never = [] if read_plan(folder).runs else select_runs(name, words, measure="assumed")
 
@@ -180,7 +180,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(json.dumps({"profile": profile, "launched": not never, "runs": runs}, indent=1))
         return
     print(text(profile, by_run))
-    if not selecting(words) and (others := {record.run_id for record in load_records(folder)[0]} - by_run.keys()):
+    if not selecting(words) and (others := {record.run_id for record in records} - by_run.keys()):
         print(f"{count_of(len(others), 'other record')} in {folder}, which no launch asks for now")
     most = sum(most_seconds(run) for run in asked() if by_run[run.run_id] == RunStatus("waiting", None)) / 3600
     if most > 0:

@@ -238,6 +238,8 @@ def test_status_and_report_need_no_word_of_the_launch(model_dir, tmp_path, monke
     assert {task.folder for task in planned_tasks("results/own").values()} == {path.parent for path in tasks}
     assert "reviews" not in lora("status", "own", "task=reviews").stdout
     assert lora("status", "own", f"task={tasks[0]}").stdout.startswith("profile own: 1 run: 1 done")
+    (tasks[0].parent / "dev.csv").unlink()  # the definition is in the plan, and a table needs no rows
+    assert lora("report", "own", f"task={tasks[0]}").returncode == 0
 
 
 def test_records_of_a_task_that_no_plan_defines_are_named_and_no_refused_command_is_advised(tmp_path, monkeypatch):
@@ -301,6 +303,7 @@ def test_forget_leaves_a_record_that_it_cannot_read_and_says_what_it_cannot_remo
     path, where = record_path(tmp_path, run.run_id), f"runtime.results={tmp_path}"
     newer = path.read_text().replace('"schema": 3', '"schema": 4')
     path.write_text(newer)
+    assert main(["status", "mini", where]) == 0 and f"left out: {path} has record schema 4" in capsys.readouterr().err
     assert main(["status", "mini", where, "--forget"]) == 0
     assert "0 runs forgotten, 1 run left of those selected (--records" in capsys.readouterr().out
     assert path.read_text() == newer and read_plan(tmp_path).runs.keys() == {run.run_id}

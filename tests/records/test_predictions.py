@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from synthetic import keep_predictions, synthetic_record
+from synthetic import EPOCHS, keep_predictions, synthetic_record
 
 from lora.data.read import read
 from lora.data.tasks import TASKS
@@ -54,8 +54,10 @@ def one_collapsed(tmp_path):
         digest = keep_predictions(tmp_path / "small", run, {f"{epoch}.validation": values for epoch in range(1, 5)})
         record = synthetic_record(run, 0.5, digest)
         if same and run.task.name == "stsb":
-            selected = {**record.selected, **{rule: {"epoch": 1, "value": None} for rule in ("best", "last")}}
-            record = dataclasses.replace(record, selected=selected)
+            undefined = {"validation": {"headline": None}}
+            epochs = [{**epoch, "metrics": undefined} for epoch in record.epochs]
+            selected = {**record.selected, **{rule: {"epoch": EPOCHS, "value": None} for rule in ("best", "last")}}
+            record = dataclasses.replace(record, epochs=epochs, selected=selected)
         write_record(tmp_path / "small", record)
     return tmp_path
 

@@ -54,6 +54,16 @@ def test_another_name_or_schema_is_refused(tmp_path):
         read_record(path)
 
 
+@pytest.mark.parametrize("rule", ["best", "last"])
+def test_a_score_other_than_its_epochs_is_refused(tmp_path, rule):
+    path = write_record(tmp_path, record())
+    content = json.loads(path.read_text())
+    content["selected"][rule]["value"] = 0.9
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"changed by hand: {rule} 0.9 where its epoch 1 has 0.8"):
+        read_record(path)
+
+
 def test_frame_holds_ok_runs_only_and_an_undefined_metric_is_absent():
     failed = record("minilm.full.reviews.s1-00000000", status="failed", error="x", params=None, selected=None)
     frame = load_frame([record(), failed])

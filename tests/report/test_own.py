@@ -160,8 +160,9 @@ def test_the_readmes_task_gives_the_output_that_the_readme_shows(tmp_path, monke
         "runs": {},
         "on": "",
     }
+    made = {run_id: record.scored for run_id, record in report.state.ok.items()}
     for file, entries in ((EXAMPLES, pairs), (OWN_ROWS, [rows | {"baselines": lines, "methods": []}])):
-        write_atomically(tmp_path / "own" / "analysis" / file, analysis_json({}, entries))
+        write_atomically(tmp_path / "own" / "analysis" / file, analysis_json(made, entries))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "125")
     print_sweep("own", [f"runtime.results={tmp_path / 'own'}", asked[1]], brief=True)

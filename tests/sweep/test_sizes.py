@@ -61,7 +61,7 @@ def test_sizes_and_epochs_can_be_given(asked):
     runs = select_runs("own", [*asked, "data.train_rows=100,null", "train.epochs=3", "method=bitfit", "seed=7"])
     assert {(run.config.data.train_rows, run.config.train.epochs) for run in runs} == {(100, 3), (None, 3)}
     for words, message in (
-        (["data.train_rows=1000"], "must be from 2, a row for each class, to 899, fewer than all"),
+        (["data.train_rows=1000"], "must be from 2, a row for each class, to 899 with train_draw=seed"),
         (["data.train_rows=100", "data.train_draw=some"], "data.train_draw must be one of fixed, seed"),
     ):
         with pytest.raises(UserError, match=message):
