@@ -1,12 +1,14 @@
 """What a task's rows are like: rows per class, repeated texts, and dev and test rows whose text is in train."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from lora.data.read import TaskData
 from lora.data.tasks import Task
-from lora.errors import listed
+from lora.errors import UserError, listed
 
 BETWEEN = " | "  # the two texts of a pair
 
@@ -38,6 +40,18 @@ def facts(task: Task, data: TaskData, more: Mapping[str, TaskData]) -> dict[str,
             name: [i for i, text in enumerate(texts, start=1) if text in known] for name, texts in others.items()
         },
     }
+
+
+def class_counts(task: Task, labels: Sequence[float | int]) -> np.ndarray:
+    """The train rows of each class. Raises: UserError: If the task has scores, or a class has no row: no weight of
+    train.class_weights follows."""
+    counts = np.bincount(labels, minlength=len(task.labels)) if task.labels else np.zeros(1)
+    if not counts.all():
+        lacking = f"no train row of {task.labels[int(counts.argmin())]}" if task.labels else "scores"
+        raise UserError(
+            f"train.class_weights=balanced is for classes that all have train rows: {task.name} has {lacking}"
+        )
+    return counts
 
 
 def facts_text(about: Mapping[str, Any]) -> list[str]:

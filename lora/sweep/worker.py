@@ -16,6 +16,7 @@ from typing import Any
 from lora.config.encoder_files import locate, refuse_longer, tokenizer_name, weights_name
 from lora.config.plan import add_to_plan, read_plan
 from lora.config.run import PlannedRun, RunConfig
+from lora.data.facts import class_counts
 from lora.data.read import RunRows, read_for_run
 from lora.errors import DivergedError, UnfinishedError, UserError, listed
 from lora.files import check_writable, discard_leftovers, read_object, write_atomically
@@ -253,7 +254,7 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
     weights: dict[str, tuple[str, str]] = {}  # and the tokenizer
     known = {run.run_id for run in runs}
     unscored = []
-    for run in sorted(runs, key=lambda run: run.run_id not in todo):
+    for run in sorted(runs, key=lambda run: (run.run_id not in todo, run.config.train.class_weights is None)):
         config, model = run.config, run.config.model
         part = (config.task, config.data.train_rows, config.rows["draw"])
         asked.setdefault(config.task, config)
@@ -262,6 +263,8 @@ def verify_inputs(runs: Sequence[PlannedRun], records: Iterable[RunRecord], todo
             rows[part], rows[config.task, "dev"] = last[0].fingerprint, last[0].dev_fingerprint
             rows[config.task, "train"] = last[0].train_fingerprint
             rows |= {(config.task, "test"): last[1]["test"].fingerprint} if "test" in last[1] else {}
+            if config.train.class_weights:
+                class_counts(run.task, last[0].splits["train"]["label"])
         if model.source != "hub":  # the hub's files are checked when they are loaded
             where, _ = locate(model)
             weights[model.name] = weights_name(where, None, model), tokenizer_name(where, None)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora.config.run import RunConfig, TrainConfig
+from lora.data.facts import class_counts
 from lora.data.tasks import Task
-from lora.errors import UserError
 from lora.models.modules import is_head, is_layer_norm, trainable
 from lora.rng import seed_for
 from lora.training.device import Process
@@ -103,16 +103,8 @@ class Step:
 
 
 def balanced(task: Task, labels: Sequence[float | int]) -> Tensor:
-    """The weights n / (K n_k) of K classes, each with n_k of the n train rows.
-
-    Raises: UserError: If the task has scores, or a class has no row.
-    """
-    counts = np.bincount(labels, minlength=len(task.labels)) if task.labels else np.zeros(1)
-    if not counts.all():
-        lacking = f"no train row of {task.labels[int(counts.argmin())]}" if task.labels else "scores"
-        raise UserError(
-            f"train.class_weights=balanced is for classes that all have train rows: {task.name} has {lacking}"
-        )
+    """The weights n / (K n_k) of K classes, each with n_k of the n train rows. Raises: UserError: As `class_counts`."""
+    counts = class_counts(task, labels)
     return torch.tensor(len(labels) / (len(counts) * counts), dtype=torch.float32)
 
 

@@ -234,6 +234,14 @@ def test_bad_rows_are_one_message_of_every_command_and_leave_nothing_behind(tmp_
     assert {found.name for found in tmp_path.iterdir()} == {"data"}
 
 
+def test_a_class_without_train_rows_has_no_weight_and_no_run_begins(tiny_own, tmp_path):
+    path, settings = tiny_own
+    path = write_task(path.parent, labels=["bad", "good", "mixed"])
+    done = lora("-m", f"task={path}", *settings, "experiment=own_task", "train.class_weights=balanced,null")
+    assert (done.returncode, done.stdout) == (2, "") and "has no train row of mixed" in done.stderr
+    assert {found.name for found in tmp_path.iterdir()} <= {"data", "models"}
+
+
 @pytest.mark.parametrize("score", ["high", "", "nan", "5.5", "1_0e-1", "\u0663", "\uff13"])
 def test_a_score_is_a_number_of_the_range(score, tmp_path):
     write_csv(tmp_path / "train.csv", [("a", "0"), ("b", "5"), ("c", score)])
