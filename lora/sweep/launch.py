@@ -251,7 +251,7 @@ def say_what_runs(settings: DictConfig, ids: set[str]) -> None:
     """Print, when the command is interrupted, which runs are training and how to stop them."""
     running = [run_id for run_id in read_notes(settings.runtime.outputs) if run_id in ids]
     how = {
-        "local": "They write a checkpoint and stop; press Ctrl-C again to stop them at once",
+        "local": "Workers write a checkpoint of what they train and stop; press Ctrl-C again to stop them at once",
         "slurm": f"They and the jobs in the queue go on; scancel --name={settings.launcher.get('job_name')} stops them",
         "ray": "Ray stops them with this command; they lose the time since their last checkpoint",
     }[settings.launcher.name]
