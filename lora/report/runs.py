@@ -109,7 +109,7 @@ def facts_of(expected: Iterable[tuple[str, PlannedRun]]) -> pd.DataFrame:
         stated = {EPOCHS: run.config.train.epochs} if experiment == ROWS else stated  # which follow from the size
         terms = {key: stated.get(key, "usual") for key in (EPOCHS, LENGTH)} | {key: named[key] for key in (SIZE, DRAW)}
         facts |= {"task": run.task.name, "metric": run.task.metric, "terms": tuple(terms.values())}
-        facts |= {"stated": tuple(key for key in stated if key not in MAY_DIFFER)}
+        facts |= {"stated": tuple(key for key in stated if key in named and key not in MAY_DIFFER)}
         method = run.config.method
         is_lora = isinstance(method, LoraConfig)
         facts |= {"targets": targets_word(method.targets) if is_lora and targets_in_slug(method.targets) else ""}

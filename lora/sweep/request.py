@@ -132,7 +132,8 @@ def grids_text(profile: str, arguments: Sequence[str], runs: Sequence[PlannedRun
     lines, parents = [], {run.parent for run in runs}
     for name, blocks in grids_of(request)[0].items():
         chosen = [run for run in runs if name in run.experiments and run.run_id not in parents]
-        every = sum(math.prod(map(len, block.values())) for block in blocks)
+        beside = [values for key, values in request.given.items() if not values_in(key, blocks)]
+        every = sum(math.prod(map(len, [*block.values(), *beside])) for block in blocks)
         replaced = {key: values for key, values in request.given.items() if new_values(key, values, blocks)}
         if HALVES in values_in(SIZE, blocks) and not replaced:
             sizes = sorted({run.train_rows for run in chosen})

@@ -189,8 +189,10 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"never launched: {trained_by(folder, name, words)}")
     elif not selecting(words):
         with suppress(UserError):  # a profile that needs a task
-            more = {run.run_id for run in select_runs(name, [f"runtime.results={folder}"], True, "assumed")}
-            if count := len(more - read_plan(folder).runs.keys()):
+            planned = read_plan(folder).runs
+            encoders = {run.model for run in planned.values()}  # the profile's own may be none that was asked for
+            more = select_runs(name, [f"runtime.results={folder}"], True, "assumed")
+            if count := len({run.run_id for run in more if run.model in encoders} - planned.keys()):
                 print(f"the profile has {count_of(count, 'more run')}, which no launch has asked for")
 
 

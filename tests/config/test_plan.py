@@ -266,6 +266,9 @@ def test_status_of_a_profile_that_was_never_launched_writes_nothing(tmp_path, mo
     populate(tmp_path / "results" / "mini", "mini", ["method=full", "rates=null"])
     main(["status", "mini"])
     assert "more runs, which no launch has asked for" in capsys.readouterr().out
+    populate(tmp_path / "results" / "own_encoder", "mini", [*ASKED, "model=mpnet_base", "method=lora", "seed=1"])
+    main(["status", "mini", "runtime.results=results/own_encoder"])
+    assert "which no launch has asked for" not in capsys.readouterr().out, "of another encoder"
     (other,) = select_runs("mini", [*ASKED, "method=bitfit", "seed=1"])
     write_run(tmp_path / "results" / "mini", other, 0.5)
     main(["status", "mini"])

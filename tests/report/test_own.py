@@ -80,16 +80,18 @@ def test_what_a_command_states_for_some_methods_alone_is_named_and_other_rows_or
         ["method=bitfit", "data.max_length=16"],
         ["method=houlsby", "data.train_rows=3", "data.train_draw=seed"],
         ["method=pfeiffer", "data.train_rows=3"],
+        ["method=lora", "method.init_a=pissa"],
     ):
         populate(folder / "own", "own", [task, *words, *more])
     report = build_report("own", [task], folder)
     (table,) = (table for table in report.tables if table.name == "table2_own")
     names = {name.partition(", ")[0]: name for name in table.cells["Method"].str.replace(", r8", " r8")}
+    assert "init_a" not in names["PiSSA (qv r8)"], "its name says so already"
     assert "class_weights=balanced" in names["DoRA (qv r8)"] and "class_weights" not in names["Full fine-tuning"]
     assert "max_length=16" in names["BitFit"] and "max_length=128" in names["Full fine-tuning"]
     assert [name for name in names.values() if "train_draw=seed" in name] == [names["Houlsby adapters (m8)"]]
     pairs = [line.partition(", moods")[0] for line in report.answers]
-    assert len(pairs) == 3 and not any(name in pair for pair in pairs for name in ("BitFit", "Houlsby", "Pfeiffer"))
+    assert len(pairs) == 6 and not any(name in pair for pair in pairs for name in ("BitFit", "Houlsby", "Pfeiffer"))
 
 
 def test_a_run_at_the_rate_that_was_chosen_on_its_seed_stands_apart(moods):

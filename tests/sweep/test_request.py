@@ -132,6 +132,7 @@ def test_a_mix_of_a_grids_values_and_others_is_refused_with_the_two_lines_to_typ
             ["experiment=lora_targets", "method.rank=16"],
             ["lora_targets with method.rank=16 in place of 8, 4, 2: 21 runs; not at one number of parameters any more"],
         ),
+        (["experiment=lora_targets", "method.rank=4", "train.lr=1e-3,3e-3"], ["12 of 42 runs of lora_targets"]),
         (["experiment=lora_ranks", "train.epochs=3"], []),
         (
             ["seed=9", "method=bitfit"],
