@@ -342,4 +342,7 @@ def trained_by(folder: Path, profile: str, words: Sequence[str]) -> str:
     """`COMMAND trains them`, of the runs that words ask for, or why no command does."""
     if profile == "own" and not {*map(str, parse_words(words).get("task", planned_tasks(folder)))} - {*TASKS}:
         return "a task of profile own is a file of yours, task=FILE"
+    encoder, options = read_launch(folder).model, {run.options.get("model") for run in read_plan(folder).runs.values()}
+    if encoder and options == {"local"} and not any(word.startswith("model") for word in words):
+        words = [*words, "model=local", f"model.path={encoder}"]  # else the profile's own would be trained
     return f"{shlex.join([sys.executable, '-m', 'lora', '-m', f'profile={profile}', *words])} trains them"

@@ -235,6 +235,7 @@ def test_status_and_report_need_no_word_of_the_launch(model_dir, tmp_path, monke
     reported = lora("report", "own")
     names = {run.task.name for run in read_plan("results/own").runs.values()}
     assert reported.returncode == 0 and len(names) == 2 and all(name in reported.stdout for name in names)
+    assert f"seed=9 model=local model.path={model_dir} trains them" in lora("status", "own", "seed=9").stderr
     assert {task.folder for task in planned_tasks("results/own").values()} == {path.parent for path in tasks}
     assert "reviews" not in lora("status", "own", "task=reviews").stdout
     assert lora("status", "own", f"task={tasks[0]}").stdout.startswith("profile own: 1 run: 1 done")
