@@ -319,7 +319,7 @@ def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
         part = config.data.train_rows
         if config.data.train_draw == "seed":
             least = max(2, len(task.labels))
-            rule = f"from {least}, a row for each class, to {whole - 1} with train_draw=seed (of all, nothing is drawn)"
+            rule = f"from {least}, a row for each class, to {whole - 1} with train_draw=seed (all rows need no draw)"
             problems.check(part is not None and least <= part < whole, SIZE, rule, part)
         if config.train.selection == "train_rows":
             rule = f"at most half of {whole} with train.selection=train_rows, since as many choose the epoch"

@@ -43,8 +43,10 @@ def facts(task: Task, data: TaskData, more: Mapping[str, TaskData]) -> dict[str,
 
 
 def class_counts(task: Task, labels: Sequence[float | int]) -> np.ndarray:
-    """The train rows of each class. Raises: UserError: If the task has scores, or a class has no row: no weight of
-    train.class_weights follows."""
+    """The number of train rows of each class, from which train.class_weights follows.
+
+    Raises: UserError: If the task has scores, or a class has no row: it would get no weight.
+    """
     counts = np.bincount(labels, minlength=len(task.labels)) if task.labels else np.zeros(1)
     if not counts.all():
         lacking = f"no train row of {task.labels[int(counts.argmin())]}" if task.labels else "scores"

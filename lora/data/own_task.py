@@ -220,13 +220,11 @@ def task_file(given: str) -> Path | None:
 
 
 def find_task(given: str, planned: Mapping[str, Task]) -> Task:
-    """The task that `task=` names: one of TASKS, a user's file, which is read, or a task that a plan holds.
+    """The user-defined task that `task=` names: a file, which is read, or a task that a plan holds.
 
     Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
     """
     path = task_file(given)
-    if path is None and given in TASKS:
-        return TASKS[given]
     if path is not None:
         return read_task(path)
     if given not in planned:

@@ -81,7 +81,7 @@ def read_analyses(folder: Path, records: Mapping[str, RunRecord], command: Calla
             raise UserError(f"{folder / file} is not an analysis: made_from must be an object and entries a list")
         made = {run_id: getattr(record, of_record) for run_id, record in records.items()}
         stale = sorted(run for run, digest in content["made_from"].items() if made.get(run) != digest)
-        if file in OF_RUNS:  # what it says of runs that were forgotten, nobody asks for
+        if file in OF_RUNS:  # entries of runs that were forgotten are dropped without a message
             current[file] = current_entries(file, content, made)
             stale = [run for run in stale if run in made]
         older = any(key not in entry for entry in content["entries"])
