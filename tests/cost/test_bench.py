@@ -40,8 +40,15 @@ def test_memory_of_a_process_is_that_of_its_descendants_too():
 def test_a_bench_that_is_stopped_stops_the_peer_that_trains(tmp_path):
     call = [sys.executable, "-m", "lora", "bench", "--rounds", "1", "--runs", "4", "--results", str(tmp_path)]
     process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    children = psutil.Process(process.pid).children  # whose memory tells that they run
-    peers = wait_for(lambda: [one for one in children() if one.memory_info().rss > 100 << 20], process)
+
+    def training():
+        """Not the process that measures the precision, nor one between fork and exec, whose memory is its parent's."""
+        running = psutil.process_iter(["ppid", "cmdline", "memory_info"])
+        of_bench = [one for one in running if one.info["ppid"] == process.pid and one.info["cmdline"]]
+        peers = [one for one in of_bench if "lora.cost.bench.peer" in one.info["cmdline"]]
+        return [one for one in peers if one.info["memory_info"].rss > 100 << 20]  # its memory tells that it has begun
+
+    peers = wait_for(training, process)
     process.terminate()
     output, _ = process.communicate()
     assert process.returncode == 130 and not psutil.wait_procs(peers, timeout=10)[1], output
