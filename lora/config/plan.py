@@ -24,7 +24,7 @@ from lora.checks import SettingsError, build
 from lora.config.rates import TUNING
 from lora.config.run import EPOCHS, LENGTH, PlannedRun, RunConfig, RuntimeConfig, needs_stock, run_config
 from lora.config.select import parse_words, place
-from lora.data.own_task import Kept, kept_facts, kept_tasks, make_task
+from lora.data.own_task import Kept, find_task, kept_facts, kept_tasks, make_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError, first_line
 from lora.files import ROOT, cached_by_file, exclusive, outputs_of, read_object, write_changed
@@ -339,8 +339,12 @@ def planned_tasks(results: str | Path) -> dict[str, Task]:
 
 
 def trained_by(folder: Path, profile: str, words: Sequence[str]) -> str:
-    """`COMMAND trains them`, of the runs that words ask for, or why no command does."""
-    if profile == "own" and not {*map(str, parse_words(words).get("task", planned_tasks(folder)))} - {*TASKS}:
+    """`COMMAND trains them`, of the runs that words ask for, or why no command does. Raises: UserError: Without such a
+    task."""
+    own = {*map(str, parse_words(words).get("task", planned_tasks(folder)))} - {*TASKS}
+    for task in own:
+        find_task(task, planned_tasks(folder))
+    if profile == "own" and not own:
         return "a task of profile own is a file of yours, task=FILE"
     encoder, options = read_launch(folder).model, {run.options.get("model") for run in read_plan(folder).runs.values()}
     if encoder and options == {"local"} and not any(word.startswith("model") for word in words):

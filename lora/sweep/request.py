@@ -21,8 +21,8 @@ from lora.config.plan import ADHOC, CONF, LEARNING_RATE, OWN_TASK, describe_grou
 from lora.config.rates import rate_of, read_rates
 from lora.config.run import SIZE, PlannedRun
 from lora.config.select import parse_value, parse_words, place, split_values
-from lora.data.own_task import read_task, task_file
-from lora.data.tasks import Task
+from lora.data.own_task import find_task, read_task, task_file
+from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.sweep.expand import Values, expand_blocks
 from lora.sweep.sizes import HALVES, sized
@@ -50,10 +50,12 @@ def read_request(profile: str, arguments: Sequence[str]) -> Request:
     profiles, named = given.pop("profile", [profile]), given.pop("experiment", None)
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
-    if "task" not in given and read_profile(profiles[0]).get("task", "") is None:
-        results = place(settings_of(given), "runtime.results") or f"results/{profiles[0]}"
-        planned = sorted(planned_tasks(results))
-        given |= {"task": planned} if planned else {}
+    words = settings_of(given)
+    planned = planned_tasks(place(words, "runtime.results") or f"results/{profiles[0]}")
+    for task in {*map(str, parse_words(words).get("task", ()))} - {*TASKS}:
+        find_task(task, planned)
+    if planned and "task" not in given and read_profile(profiles[0]).get("task", "") is None:
+        given["task"] = sorted(planned)
     return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
 
 

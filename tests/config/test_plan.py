@@ -251,6 +251,8 @@ def test_records_of_a_task_that_no_plan_defines_are_named_and_no_refused_command
     (run,) = populate(folder, "own", asked)
     for word, advice in (("task=cola", "a task of profile own is"), ("method=bitfit", ".* -m profile=own method=b")):
         assert re.search(f"none of the 1 runs of results/own has {word}: {advice}", lora("report", "own", word).stderr)
+    for command in (["report", "own"], ["status", "own"], ["status", "small"], ["-m", "profile=small"]):
+        assert "error: task must be one of mnli" in lora(*command, "task=no_such").stderr
     (folder / PLAN_FILE).unlink()
     for command in ("report", "status"):
         message = f"{run.run_id} is of task '{run.task.name}', not defined here: launch it with task=FILE"
