@@ -339,8 +339,14 @@ def planned_tasks(results: str | Path) -> dict[str, Task]:
 
 
 def trained_by(folder: Path, profile: str, words: Sequence[str]) -> str:
-    """`COMMAND trains them`, of the runs that words ask for, or why no command does. Raises: UserError: Without such a
-    task."""
+    """`COMMAND trains them`, of the runs that words ask for, or why no command does.
+
+    Raises: UserError: If there is no such task, method, model or other option.
+    """
+    for key, values in parse_words(words).items():
+        for value in values if describe_group(key) else ():
+            if value is not None:
+                check_option(key, str(value))
     own = {*map(str, parse_words(words).get("task", planned_tasks(folder)))} - {*TASKS}
     for task in own:
         find_task(task, planned_tasks(folder))

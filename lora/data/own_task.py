@@ -220,18 +220,20 @@ def task_file(given: str) -> Path | None:
 
 
 def find_task(given: str, planned: Mapping[str, Task]) -> Task:
-    """The user-defined task that `task=` names: a file, which is read, or a task that a plan holds.
+    """The user-defined task that `task=` names: a file, which is read, or a task that a plan holds, with the digits of
+    its definition or without.
 
-    Raises: UserError: If there is no such task, or its file or one of its rows is invalid.
+    Raises: UserError: If there is no such task, or more than one, or its file or one of its rows is invalid.
     """
     path = task_file(given)
     if path is not None:
         return read_task(path)
-    if given not in planned:
+    named = [task for name, task in planned.items() if given in (name, name.rpartition("-")[0])]
+    if len(named) != 1:
         known = [*TASKS, *sorted(path.stem for path in TASK_FILES.glob("*.yaml")), *planned]
         own = "or a file of your own such as task=my_task.yaml"
         raise UserError(f"task must be one of {', '.join(known)}, {own}, got {given!r}")
-    return planned[given]
+    return named[0]
 
 
 # The rows.

@@ -25,6 +25,7 @@ from lora.data.own_task import find_task, read_task, task_file
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.sweep.expand import Values, expand_blocks
+from lora.sweep.progress import count_of
 from lora.sweep.sizes import HALVES, sized
 
 
@@ -145,7 +146,7 @@ def grids_text(profile: str, arguments: Sequence[str], runs: Sequence[PlannedRun
             words = (f"{key}={','.join(new)} in place of {known[key]}" for key, new in replaced.items())
             held = [fact for key, fact in _content(name).get("equal", {}).items() if key in replaced]
             broken = f"; not at one {' and '.join(dict.fromkeys(held))} any more" if held else ""
-            lines.append(f"{name} with {'; '.join(words)}: {len(chosen)} runs{broken}")
+            lines.append(f"{name} with {'; '.join(words)}: {count_of(len(chosen), 'run')}{broken}")
         elif any(values_in(key, blocks) for key in request.given):
             lines.append(f"{len(chosen)} of {every} runs of {name}")
     return lines

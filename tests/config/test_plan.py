@@ -236,9 +236,14 @@ def test_status_and_report_need_no_word_of_the_launch(model_dir, tmp_path, monke
     names = {run.task.name for run in read_plan("results/own").runs.values()}
     assert reported.returncode == 0 and len(names) == 2 and all(name in reported.stdout for name in names)
     assert f"seed=9 model=local model.path={model_dir} trains them" in lora("status", "own", "seed=9").stderr
+    short = f"task={tasks[0].stem}"  # without the digits of its definition
+    shown = lora("status", "own", short, "seed=9").stderr
+    command = shlex.split(shown.partition(": ")[2].partition(" trains them")[0].rpartition(": ")[2])[3:]
+    assert lora(*command, "experiment=null", "method=bitfit", *settings_of(model_dir)).returncode == 0
+    assert lora("status", "own", short).stdout.startswith("profile own: 2 runs: 2 done")
     assert {task.folder for task in planned_tasks("results/own").values()} == {path.parent for path in tasks}
     assert "reviews" not in lora("status", "own", "task=reviews").stdout
-    assert lora("status", "own", f"task={tasks[0]}").stdout.startswith("profile own: 1 run: 1 done")
+    assert lora("status", "own", f"task={tasks[0]}").stdout.startswith("profile own: 2 runs: 2 done")
     (tasks[0].parent / "dev.csv").unlink()  # the definition is in the plan, and a table needs no rows
     assert lora("report", "own", f"task={tasks[0]}").returncode == 0
 
@@ -252,7 +257,8 @@ def test_records_of_a_task_that_no_plan_defines_are_named_and_no_refused_command
     for word, advice in (("task=cola", "a task of profile own is"), ("method=bitfit", ".* -m profile=own method=b")):
         assert re.search(f"none of the 1 runs of results/own has {word}: {advice}", lora("report", "own", word).stderr)
     for command in (["report", "own"], ["status", "own"], ["status", "small"], ["-m", "profile=small"]):
-        assert "error: task must be one of mnli" in lora(*command, "task=no_such").stderr
+        for key in ("task", "method"):
+            assert f"error: {key} must be one of " in lora(*command, f"{key}=no_such").stderr
     (folder / PLAN_FILE).unlink()
     for command in ("report", "status"):
         message = f"{run.run_id} is of task '{run.task.name}', not defined here: launch it with task=FILE"
