@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lora.config.auto import Measure, resolve_auto
 from lora.config.encoder_files import local_name
-from lora.config.plan import CONF, check_option, describe_group, planned_tasks
+from lora.config.plan import CONF, check_options, describe_group, planned_tasks
 from lora.config.rates import nearest_rate, rate_name, read_rates
 from lora.config.run import PlannedRun, RunConfig, run_config
 from lora.config.select import PLACES, parse_words, place
@@ -88,15 +88,13 @@ def _read_override(override: str) -> str:
     if parsed.type != OverrideType.CHANGE or parsed.package:
         raise UserError(f"{override!r} is not an override, setting=value: no setting can be added or removed")
     if is_group(key) and override != "experiment=null":
-        for option in parse_words([override])[key]:
-            check_option(key, option)
+        check_options(key, *parse_words([override])[key])
     return override
 
 
 def with_profile(overrides: Sequence[str]) -> list[str]:
     """The overrides, after profile=own if a task is a file. A profile that is given wins, as the last one."""
-    named = map(str, parse_words(read_overrides(overrides)).get("task", ()))
-    own = any(task_file(name) for name in named if name not in TASKS)
+    own = any(task_file(str(name)) for name in parse_words(read_overrides(overrides)).get("task", ()))
     return ["profile=own", *overrides] if own else [*overrides]
 
 

@@ -161,15 +161,16 @@ def describe_group(name: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (CONF / name).glob("*.yaml")))
 
 
-def check_option(group: str, option: str) -> None:
-    """Raises: UserError: If the group has no such option."""
-    if option not in describe_group(group):
-        raise UserError(f"{group} must be one of {', '.join(describe_group(group))}, got {option!r}")
+def check_options(group: str, *options: Any) -> None:
+    """Raises: UserError: If the group lacks one of the options."""
+    for option in options:
+        if option not in describe_group(group):
+            raise UserError(f"{group} must be one of {', '.join(describe_group(group))}, got {option!r}")
 
 
 def read_profile(profile: str) -> dict[str, Any]:
     """The content of conf/profile/<profile>.yaml. Raises: UserError: If the profile does not exist."""
-    check_option("profile", profile)
+    check_options("profile", profile)
     return yaml.safe_load((CONF / "profile" / f"{profile}.yaml").read_bytes())
 
 
@@ -339,17 +340,12 @@ def planned_tasks(results: str | Path) -> dict[str, Task]:
 
 
 def trained_by(folder: Path, profile: str, words: Sequence[str]) -> str:
-    """`COMMAND trains them`, of the runs that words ask for, or why no command does.
-
-    Raises: UserError: If there is no such task, method, model or other option.
-    """
+    """`COMMAND trains them`, of the runs that words ask for, or why no command does. Raises: UserError: If words name a
+    task, method or other option that does not exist."""
     for key, values in parse_words(words).items():
-        for value in values if describe_group(key) else ():
-            if value is not None:
-                check_option(key, str(value))
-    own = {*map(str, parse_words(words).get("task", planned_tasks(folder)))} - {*TASKS}
-    for task in own:
-        find_task(task, planned_tasks(folder))
+        check_options(key, *(value for value in values if describe_group(key) and value is not None))
+    planned = planned_tasks(folder)
+    own = [find_task(str(task), planned) for task in parse_words(words).get("task", planned) if task not in TASKS]
     if profile == "own" and not own:
         return "a task of profile own is a file of yours, task=FILE"
     encoder, options = read_launch(folder).model, {run.options.get("model") for run in read_plan(folder).runs.values()}

@@ -220,19 +220,16 @@ def task_file(given: str) -> Path | None:
 
 
 def find_task(given: str, planned: Mapping[str, Task]) -> Task:
-    """The user-defined task that `task=` names: a file, which is read, or a task that a plan holds, with the digits of
-    its definition or without.
+    """The user-defined task that `task=` names: a file, which is read, or one of a plan, with or without its digits.
 
     Raises: UserError: If there is no such task, or more than one, or its file or one of its rows is invalid.
     """
-    path = task_file(given)
-    if path is not None:
+    if path := task_file(given):
         return read_task(path)
     named = [task for name, task in planned.items() if given in (name, name.rpartition("-")[0])]
     if len(named) != 1:
         known = [*TASKS, *sorted(path.stem for path in TASK_FILES.glob("*.yaml")), *planned]
-        own = "or a file of your own such as task=my_task.yaml"
-        raise UserError(f"task must be one of {', '.join(known)}, {own}, got {given!r}")
+        raise UserError(f"task must be one of {', '.join(known)}, or a file such as task=my_task.yaml, got {given!r}")
     return named[0]
 
 

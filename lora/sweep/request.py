@@ -21,7 +21,7 @@ from lora.config.plan import ADHOC, CONF, LEARNING_RATE, OWN_TASK, describe_grou
 from lora.config.rates import rate_of, read_rates
 from lora.config.run import SIZE, PlannedRun
 from lora.config.select import parse_value, parse_words, place, split_values
-from lora.data.own_task import find_task, read_task, task_file
+from lora.data.own_task import find_task
 from lora.data.tasks import TASKS, Task
 from lora.errors import UserError
 from lora.sweep.expand import Values, expand_blocks
@@ -51,12 +51,10 @@ def read_request(profile: str, arguments: Sequence[str]) -> Request:
     profiles, named = given.pop("profile", [profile]), given.pop("experiment", None)
     if len(profiles) != 1:
         raise UserError(f"profile takes one value in a sweep, got {', '.join(profiles)}")
-    words = settings_of(given)
-    planned = planned_tasks(place(words, "runtime.results") or f"results/{profiles[0]}")
-    for task in {*map(str, parse_words(words).get("task", ()))} - {*TASKS}:
-        find_task(task, planned)
-    if planned and "task" not in given and read_profile(profiles[0]).get("task", "") is None:
-        given["task"] = sorted(planned)
+    if "task" not in given and read_profile(profiles[0]).get("task", "") is None:
+        results = place(settings_of(given), "runtime.results") or f"results/{profiles[0]}"
+        planned = sorted(planned_tasks(results))
+        given |= {"task": planned} if planned else {}
     return Request(profiles[0], given, None if named is None else tuple(name for name in named if name != "null"))
 
 
@@ -72,7 +70,7 @@ def select_runs(
     """
     request = read_request(profile, arguments)
     overrides = settings_of(request.given)
-    tasks = own_tasks(overrides)
+    tasks = own_tasks(request.profile, overrides)
     grids, chosen = grids_of(request, whole)
     blocks = narrow(grids, chosen) if grids else {ADHOC: [request.given]}
     for name, of_grid in grids.items():
@@ -201,22 +199,21 @@ def sweep_settings(profile: str, overrides: Sequence[str]) -> DictConfig:
     return compose_config([f"profile={profile}", *shared])
 
 
-def own_tasks(overrides: Sequence[str]) -> dict[str, Task]:
-    """File -> the task that it defines, for the files that overrides name.
+def own_tasks(profile: str, overrides: Sequence[str]) -> dict[str, Task]:
+    """Word -> the user-defined task that it names: a file, or a task that the results folder keeps.
 
-    Raises: UserError: If a file or one of its rows is invalid, or two files of equal name and content lie in different
-        folders, as the folds of a cross-validation may: their runs would have the same names.
+    Raises: UserError: If there is no such task, a file or one of its rows is invalid, or two of one name lie in
+        different folders, as the folds of a cross-validation may: their runs would have the same names.
     """
-    words = map(str, parse_words(overrides).get("task", ()))
-    files = {word: path for word in words if (path := task_file(word))}
-    tasks = {word: read_task(path) for word, path in files.items()}
+    words = [str(word) for word in parse_words(overrides).get("task", ()) if word not in (None, *TASKS)]
+    planned = planned_tasks(place(overrides, "runtime.results") or f"results/{profile}") if words else {}
+    tasks = {word: find_task(word, planned) for word in words}
     folders: dict[str, Path | None] = {}
     for word, task in tasks.items():
         if (other := folders.setdefault(task.name, task.folder)) != task.folder:
-            path = files[word]
             raise UserError(
                 f"{other} and {task.folder} both define the task {task.name}: give the two files "
-                f"different names, such as {path.stem}_2{path.suffix}"
+                f"different names, such as {Path(word).stem}_2.yaml"
             )
     return tasks
 

@@ -52,7 +52,7 @@ def main(given: argparse.Namespace) -> None:
         raise UserError("tune writes the rates of a user's own runs: rates must be a file outside results/reference")
     earlier = {(*one.key, one.train_rows): one for one in read_rates(path)}
     grids = rate_grids(profile, asked)
-    tasks = own_tasks(settings_of(asked))
+    tasks = own_tasks(profile, settings_of(asked))
     planned = [expand_blocks(profile, {TUNING: [axes]}, None, tasks, "kept") for _, axes in grids]  # MNLI runs included
     every = {run.run_id: run for runs in planned for run in runs}
     now, unfinished = launch_runs(settings, list(every.values()), arguments)
