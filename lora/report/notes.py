@@ -58,7 +58,7 @@ def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
             sizes = sorted(of_task["train_rows"].unique())
             parts.append(f"{title} {' and '.join(f'{size:,.0f}' for size in sizes)}")
         if truncated > 0:
-            cut.append(f"{title} {truncated:.0%}")
+            cut.append(f"{title} {truncated:.1%}")
     longer = f" ({', '.join(cut)} of the rows longer than max_length, and cut)" if cut else ""
     starts = " and ".join(START_TITLES[start] for start in runs["start"].unique())
     counts = runs["device"].value_counts()

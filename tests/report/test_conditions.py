@@ -37,4 +37,5 @@ def test_the_line_says_encoder_epochs_rows_start_and_how_many_cells_still_rise()
     about = f"Encoder: {encoder}; epochs: 6; train rows: {rows}; start: pretrained; device: a CPU."
     assert found.startswith(f"{about} Still rising at the end") and found.endswith(": 1 of 3 cells.")
     assert "train rows: all" in line(runs, every, is_part=False)
+    assert "RTE 2,000 (RTE 0.3% of the rows longer" in line(steady, every, truncated=0.003)
     assert line(steady, every).endswith(": 0 of 1 cells.")
