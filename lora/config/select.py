@@ -84,7 +84,8 @@ def filter_runs(runs: Iterable[PlannedRun], words: Sequence[str]) -> list[Planne
     kept, given = [*runs], parse_words(words)
     for key in selecting(words):
         values = given[key]
-        values = [*map(_task_name, values)] if key == "task" else values
+        if key == "task":
+            values = [definition_name(path) if (path := task_file(str(value))) else value for value in values]
         own = [setting_values(run, key, values) for run in kept]
         if kept and not any(own):
             near = difflib.get_close_matches(key, keys_of(kept), 1)
@@ -107,8 +108,8 @@ def setting_values(run: PlannedRun, key: str, given: Sequence[Any] = ()) -> list
         value = value.get(name, ...) if isinstance(value, Mapping) else getattr(value, name, ...)
         if value is ...:
             return []
-    if key == "task" and run.task.own is not None:
-        return [value, value.rpartition("-")[0]]  # with the digits of its definition, or without
+    if key == "task":
+        return [*run.task.words]
     if key == "method":
         return [run.options.get(key, value.name)]  # dora and pissa are options of their own
     if key == SIZE:
@@ -125,8 +126,3 @@ def keys_of(runs: Iterable[PlannedRun]) -> list[str]:
         for name in ("model", "method", "data", "train"):
             keys += [f"{name}.{field.name}" for field in dataclasses.fields(getattr(config, name))]
     return [key for key in dict.fromkeys(keys) if not key.startswith(PLACES)]
-
-
-def _task_name(word: Any) -> Any:
-    path = task_file(word) if isinstance(word, str) else None
-    return word if path is None else definition_name(path)

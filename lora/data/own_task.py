@@ -226,7 +226,7 @@ def find_task(given: str, planned: Mapping[str, Task]) -> Task:
     """
     if path := task_file(given):
         return read_task(path)
-    named = [task for name, task in planned.items() if given in (name, name.rpartition("-")[0])]
+    named = [task for task in planned.values() if given in task.words]
     if len(named) != 1:
         known = [*TASKS, *sorted(path.stem for path in TASK_FILES.glob("*.yaml")), *planned]
         raise UserError(f"task must be one of {', '.join(known)}, or a file such as task=my_task.yaml, got {given!r}")

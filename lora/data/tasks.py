@@ -81,6 +81,11 @@ class Task:
         return "embedded" if self.tsv is None else "glue"
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What `task=` may call it: its name, of a user-defined one with the digits of its definition or without."""
+        return self.name, self.name.rpartition("-")[0] or self.name
+
+    @property
     def is_definition_only(self) -> bool:
         """Whether the location of the rows is unknown, as for a task of results from another machine."""
         return self.own is not None and self.folder is None
