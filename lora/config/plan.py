@@ -340,8 +340,7 @@ def planned_tasks(results: str | Path) -> dict[str, Task]:
 
 
 def trained_by(folder: Path, profile: str, words: Sequence[str]) -> str:
-    """`COMMAND trains them`, of the runs that words ask for, or why no command does. Raises: UserError: If words name a
-    task, method or other option that does not exist."""
+    """`COMMAND trains them`, of the runs of words, or why none does. Raises: UserError: Without such a one."""
     for key, values in parse_words(words).items():
         check_options(key, *(value for value in values if describe_group(key) and value is not None))
     planned = planned_tasks(folder)
