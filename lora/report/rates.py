@@ -34,8 +34,9 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
         by_task: Whether each task has a rate of its own, chosen by the unselected score, as in `layers`.
     """
     rows = tried_rows(tried)
+    labels = rows["label"]
     if by_task:
-        names = rows["label"] + ", " + rows["task"].map(task_title)
+        names = labels + ", " + rows["task"].map(task_title)
         rows = rows.assign(label=names, best=rows["split_half"].astype(float))
     runs = rows.dropna(subset="lr")
     if runs.empty:
@@ -57,7 +58,7 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
     notes = (note(f"{LEARNING_RATE}_by_task" if by_task else LEARNING_RATE), *encoder_notes(runs["model"]))
     banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
-    above, drawn = conditions(tried, curves), {"rates": by_rate(runs)}
+    above, drawn = conditions(tried, curves), {"rates": by_rate(runs.assign(label=labels), by_task)}
     title = f"{EXPERIMENTS[LEARNING_RATE].title} ({name})"
     return Table(LEARNING_RATE, title, pd.DataFrame(lines), 2, notes, banner, above, drawn, units=task_units(runs))
 

@@ -22,7 +22,7 @@ from lora.records.analysis import Analyses
 from lora.records.record import FRAME_COLUMNS
 from lora.report.claims import verdicts
 from lora.report.claims.findings import Finding, judge_difference, smallest_p
-from lora.report.claims.headlines import headlines
+from lora.report.claims.headlines import Headline, headlines
 from lora.report.claims.shown import closest, commit_text, verdicts_json
 from lora.report.claims.statements import Bound, Compare, read_claims
 from lora.report.claims.verdicts import Verdict, after_holm, stated_later, verdict_on
@@ -277,6 +277,29 @@ def test_a_row_of_the_readme_is_one_comparison_of_the_profile_that_it_names(tmp_
     assert named["Here (95% interval)"] == "+2.0 (+1.0 to +3.0)"
     unmeasured = verdict_on(claim, "minilm", [dataclasses.replace(kept, n=0)])
     assert rows(", profile: decide", own, unmeasured) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "best", "word"),
+    [
+        (-0.8, -0.1, True, "supported, interval below 0"),
+        (-0.8, 0.2, None, "supported, interval includes 0 (best epoch: undecided)"),
+        (0.1, 0.2, False, "supported, interval above 0 (best epoch: contradicted)"),
+        (-1.2, -0.1, True, "undecided (best epoch: supported)"),
+    ],
+)
+def test_a_row_judged_by_the_unselected_score_says_so_and_where_the_best_epoch_differs(low, high, best, word):
+    (claim,) = [each for each in read_claims() if each.id == "qv_not_below_full_on_stsb"]
+    (compare,) = claim.compare
+    holds = compare.bound.holds(low, high)
+    kept = finding((low + high) / 2, low, high, bound=compare.bound, holds=holds, place="STS-B")
+    by_best = dataclasses.replace(kept, holds=best, p_against=0.001 if best is False else 1.0)
+    others = {score: verdict_on(claim, "minilm", [by_best]) for score in ("best", "last")}
+    verdict = dataclasses.replace(verdict_on(claim, "minilm", [kept]), others=others)
+    line = {"claim": claim.id, "comparison": 0, "says": "so", "remark": "chosen later", "paper": {"word": "none"}}
+    scores = {score: other.findings[0] for score, other in others.items()}
+    cells = Headline(1, line, [verdict], verdict.findings[0], scores, {}).cells
+    assert (cells["Verdict"], cells["Task"]) == (word, "STS-B (chosen later; unselected score)")
 
 
 def test_the_papers_differences_are_those_of_its_table():

@@ -5,9 +5,10 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from scipy import stats
-from synthetic import noise, populate, synthetic_record
+from synthetic import keep_predictions, noise, populate, synthetic_record
 
 from lora.config.plan import add_to_plan
 from lora.files import ROOT
@@ -121,6 +122,10 @@ def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp
         best = {"mrpc": 1e-3, "stsb": 5e-4}[run.task.name] if run.method == "lora" else 1e-4
         value = 0.7 - abs(math.log10(run.config.train.lr / best)) / 10
         record = with_scores(run, 0.9 - value / 10, value)  # the best epoch would choose another
+        if (run.slug, run.task.name, run.config.train.lr) == ("lora-if-r4", "mrpc", 2e-4):  # one class for all rows
+            constant = {f"{epoch}.validation": np.zeros(4, np.int16) for epoch in (3, 4)}
+            digest = keep_predictions(tmp_path / "layers", run, constant)
+            record = dataclasses.replace(record, predictions=digest)
         write_record(tmp_path / "layers", record)
     report = build_report("layers", [], tmp_path)
     (table,) = [table for table in report.tables if table.name == "learning_rate"]
@@ -128,6 +133,12 @@ def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp
     assert cells.loc["LoRA (if, r4), MRPC"].tolist() == ["0.001", "yes (edge)"]
     assert cells.loc["LoRA (if, r4), STS-B"].tolist() == ["0.0005", "yes"]
     assert cells.loc["Full fine-tuning, MRPC"].tolist() == ["0.0001", "yes (edge)"]
+    panels = report.figures["rates"]["panels"]
+    assert [panel["title"] for panel in panels] == ["MRPC", "STS-B"]
+    for panel in panels:  # an arm has one name on both tasks, and no point at a rate at which it collapsed
+        drawn = {series["label"]: series["x"] for series in panel["series"]}
+        assert len(drawn) == 7 and drawn["Full fine-tuning"] == [2e-5, 5e-5, 1e-4]
+        assert drawn["LoRA (if, r4)"] == ([5e-4, 1e-3] if panel["title"] == "MRPC" else [2e-4, 5e-4, 1e-3])
 
 
 def test_where_the_best_epoch_says_otherwise_both_words_are_shown(report):

@@ -1,6 +1,7 @@
 """The README's findings: a row of experiments/findings.yaml per comparison, with its task and the paper's number."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Headline:
     Args:
         line: Its entry in `FINDINGS`.
         judged: The verdicts on its claim: one per encoder, or one per device.
-        last: The same comparison by the last epoch; None for costs.
+        others: Score -> the same comparison by another of a run's scores; {} for costs.
         gaps: Task of the paper -> the paper's difference.
     """
 
@@ -35,7 +36,7 @@ class Headline:
     line: Mapping[str, Any]
     judged: Sequence[Verdict]
     finding: Finding
-    last: Finding | None
+    others: Mapping[str, Finding]
     gaps: Mapping[str, float]
 
     @property
@@ -50,10 +51,21 @@ class Headline:
 
     @property
     def word(self) -> str:
-        """The verdict, and what it is known for."""
-        if "comparison" in self.line:
-            return f"{self.verdict}{ON_ROWS}" if self.finding.for_other_rows is False else self.verdict
-        return on_places(self.judged, [verdict.qualified for verdict in self.judged], "CPUs")
+        """The verdict, and what it is known for. Where the bound is not 0, a kept one says on which side of 0 the
+        interval lies too; where the unselected score judges, the best epoch's word stands behind if it differs."""
+        if "comparison" not in self.line:
+            return on_places(self.judged, [verdict.qualified for verdict in self.judged], "CPUs") + self.side_of_zero
+        doubt = ON_ROWS if self.finding.for_other_rows is False else ""
+        best = VERDICTS[self.others["best"].holds] if "best" in self.others else self.verdict
+        differs = "" if best == self.verdict else f" (best epoch: {best})"
+        return f"{self.verdict}{doubt}{self.side_of_zero}{differs}"
+
+    @property
+    def side_of_zero(self) -> str:
+        if self.verdict != "supported" or self.finding.unit != "points" or 0 in self.finding.bound[:2]:
+            return ""
+        side = "above" if self.finding.low > 0 else "below" if self.finding.high < 0 else "includes"
+        return f", interval {side} 0"
 
     @property
     def cells(self) -> dict[str, str]:
@@ -61,9 +73,11 @@ class Headline:
         is_one = "comparison" in self.line or len(self.judged) > 1 or count == 1
         here = brief(self.finding, 1, self.line.get("form")) + ("" if is_one else f", smallest margin of {count}")
         where = self.finding.place or f"{len(self.judged)} CPUs"
-        where += f" ({self.line['remark']})" if "remark" in self.line else ""
+        remarks = [self.line["remark"]] if "remark" in self.line else []
+        remarks += ["unselected score"] if self.judged[0].claim.metric == "unselected" else []
+        where += f" ({'; '.join(remarks)})" if remarks else ""
         start = {"#": str(self.number), "Finding": self.line["says"], "Task": where, "Paper": self.paper}
-        last = "-" if self.last is None else brief(self.last, 1)
+        last = brief(self.others["last"], 1) if self.others else "-"
         more = {"Last epoch": last, "Other dev rows": other_rows_text(self.finding), "Verdict": self.word}
         return start | {f"Here ({LEVEL:.0%} interval)": here} | more
 
@@ -93,9 +107,9 @@ def headlines(verdicts: Sequence[Verdict], others: Mapping[str, Sequence[Verdict
         if all(verdict.findings[place].n == 0 for verdict, place in places):
             continue
         verdict, place = min(places, key=lambda one: one[0].findings[one[1]].room)
-        last = verdict.others["last"].findings[place] if "last" in verdict.others else None
+        scores = {score: other.findings[place] for score, other in verdict.others.items()}
         number = 1 + sum(not row.is_aside for row in rows)
-        rows.append(Headline(number, line, judged, verdict.findings[place], last, paper_gaps(line["paper"])))
+        rows.append(Headline(number, line, judged, verdict.findings[place], scores, paper_gaps(line["paper"])))
     return rows
 
 
@@ -124,9 +138,8 @@ def findings_block(rows: Sequence[Headline]) -> str:
     shown = [row.cells for row in rows if not row.is_aside]
     lines = [list(shown[0]), ["---:", "---", "---", "---:", "---:", "---:", "---", "---"]]
     for cells in shown:
-        word, on, rest = cells["Verdict"].partition(" on ")
-        ordered = cells | {"Verdict": f"**{word}**{on}{rest}"}
-        lines.append(list(ordered.values()))
+        word = re.sub(r"^\w+", r"**\g<0>**", cells["Verdict"])
+        lines.append([*(cells | {"Verdict": word}).values()])
     asides = [row.line["aside"].format(closest(row.judged, row.line.get("form"))) for row in rows if row.is_aside]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", " ".join(asides)])
 
