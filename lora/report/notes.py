@@ -64,7 +64,9 @@ def conditions(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     counts = runs["device"].value_counts()
     devices = f"device: {counts.index[0]}"
     if len(counts) > 1:
+        mixed = runs.groupby(["task", "seed"])["device"].nunique() > 1
         devices = f"devices: {', '.join(f'{device} ({count} runs)' for device, count in counts.items())}"
+        devices += f"; {mixed.sum()} of {len(mixed)} seeds of a task have runs on several"
     rising = rising_text(runs, curves)
     rows = ", ".join(parts) or "all"
     return (

@@ -39,3 +39,11 @@ def test_the_line_says_encoder_epochs_rows_start_and_how_many_cells_still_rise()
     assert "train rows: all" in line(runs, every, is_part=False)
     assert "RTE 2,000 (RTE 0.3% of the rows longer" in line(steady, every, truncated=0.003)
     assert line(steady, every).endswith(": 0 of 1 cells.")
+
+
+def test_the_line_counts_the_seeds_of_a_task_that_have_runs_on_several_devices():
+    """Seeds 4 and 5 of CoLA: full fine-tuning on one device, LoRA on another."""
+    lora, full = plan(SEEDS, task="cola"), plan(SEEDS, "full", "full", "cola")
+    runs = [*lora, *full]
+    found = line(runs, curves(runs, (0.0,) * 10), device=["A"] * 3 + ["B"] * 2 + ["A"] * 5)
+    assert "; devices: A (8 runs), B (2 runs); 2 of 5 seeds of a task have runs on several. Still" in found
