@@ -143,7 +143,8 @@ def build_report(name: str, overrides: Sequence[str] = (), results: Path | None 
             lines += not_above(section.summary, section.own_rows)
         if section.experiment.name == ROWS:
             lines += size_sentences(section.runs, section.origins)
-    by_task = LAYERS in set(gathered.runs["experiment"])
+    judged_by = {LAYERS: "split_half", ROWS: "best"}  # the plans that choose a rate for each task
+    by_task = next((score for one, score in judged_by.items() if one in set(gathered.runs["experiment"])), None)
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
     tables += [table7(name, analyses.subspaces), subtraction_table(name, analyses.subtraction)]

@@ -192,16 +192,16 @@ def learning_curves(runs: pd.DataFrame, curves: pd.DataFrame, what: str = "") ->
     return figure(f"Learning curves{what}", note, "lines", "epoch", panels)
 
 
-def by_rate(rows: pd.DataFrame, by_task: bool) -> Figure | None:
+def by_rate(rows: pd.DataFrame, score: str | None) -> Figure | None:
     """The score by learning rate, per task; the band is the range of the seeds that tried a rate.
 
     Args:
-        by_task: As of `lora.report.rates.learning_rate_table`. Such methods are close, so that a collapsed run would
-            squeeze them: its rate is not drawn.
+        score: What `best` holds, where each task has rates of its own. They are near its best, and a collapsed run
+            would squeeze them: its rate is not drawn.
     """
     note = "Mean over the seeds that tried a rate; band: lowest and highest. "
-    note += "Unselected score." if by_task else "Each run's best epoch."
-    if by_task and rows["collapsed"].any():
+    note += score or "Each run's best epoch."
+    if score and rows["collapsed"].any():
         rows = rows[~rows.groupby(["label", "task", "lr"])["collapsed"].transform("any")]
         note += " Not drawn: rates at which a run collapsed."
     panels = bands(rows, "lr", "best", "mean")

@@ -16,6 +16,7 @@ from lora.report.runs import method_label, row_names, task_labels, task_title, t
 from lora.report.tables import collapsed_text
 from lora.table import Table, number
 
+RATE_SCORES = {"split_half": "Each run's unselected score.", "best": "Each run's best epoch."}
 ORIGIN_WORDS = {
     "conf": "in conf/hparams",
     "default": "default, not tuned for this task",
@@ -24,20 +25,23 @@ ORIGIN_WORDS = {
 }
 
 
-def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by_task: bool = False) -> Table | None:
+def learning_rate_table(
+    name: str, tried: pd.DataFrame, curves: pd.DataFrame, by_task: str | None = None
+) -> Table | None:
     """One line per row and trained rate; None if no run was trained.
 
     A row is the runs that are equal in every setting but the rate and the seed. A value is the mean over its seeds,
     whose number is stated where there are several.
 
     Args:
-        by_task: Whether each task has a rate of its own, chosen by the unselected score, as in `layers`.
+        by_task: The score that chooses a rate of its own for each task, one of `RATE_SCORES`; None: each method has one
+            rate for all tasks.
     """
     rows = tried_rows(tried)
     labels = rows["label"]
     if by_task:
         names = labels + ", " + rows["task"].map(task_title)
-        rows = rows.assign(label=names, best=rows["split_half"].astype(float))
+        rows = rows.assign(label=names, best=rows[by_task].astype(float))
     runs = rows.dropna(subset="lr")
     if runs.empty:
         return None
@@ -56,9 +60,10 @@ def learning_rate_table(name: str, tried: pd.DataFrame, curves: pd.DataFrame, by
             line |= {} if by_task else {"Avg.": number(pd.Series(means).mean(skipna=False))}
             edge = " (edge)" if rate in (of_row["lr"].min(), of_row["lr"].max()) else ""
             lines.append(line | {"Taken": f"yes{edge}" if best.get(label) == rate else ""})
-    notes = (note(f"{LEARNING_RATE}_by_task" if by_task else LEARNING_RATE), *encoder_notes(runs["model"]))
+    chosen = f"{RATE_SCORES[by_task]} {note('learning_rate_by_task')}" if by_task else note(LEARNING_RATE)
+    notes = (chosen, *encoder_notes(runs["model"]))
     banner = " ".join(filter(None, map(BANNERS.get, runs["kind"].unique())))
-    above, drawn = conditions(tried, curves), {"rates": by_rate(runs.assign(label=labels), by_task)}
+    above, drawn = conditions(tried, curves), {"rates": by_rate(runs.assign(label=labels), RATE_SCORES.get(by_task))}
     title = f"{EXPERIMENTS[LEARNING_RATE].title} ({name})"
     return Table(LEARNING_RATE, title, pd.DataFrame(lines), 2, notes, banner, above, drawn, units=task_units(runs))
 

@@ -129,3 +129,22 @@ def test_seeds_are_averaged_within_a_task_and_a_rate_must_have_every_task_and_se
     assert best_rate_by_label(runs.assign(best=-runs["best"], metric=f"cost.mean{LOWER}")) == {"LoRA": 2e-3}
     missing = pd.DataFrame([{"label": "LoRA", "task": "rte", "seed": 0, "metric": "accuracy"}])
     assert best_rate_by_label(pd.concat([runs, missing])) == {}  # a planned run is not trained
+
+
+def test_learning_curves_take_a_rate_for_each_method_task_and_size(tmp_path):
+    """As experiments/plans/rows.md says. LoRA's best rate falls with the size on STS-B, and is 1e-3 on SST-2."""
+    best = {100: 2e-3, 300: 1e-3, 1000: 5e-4}
+
+    def value(run):
+        rows = run.config.data.train_rows
+        peak = best[rows] if (run.method, run.task.name) == ("lora", "stsb") else 1e-3
+        return 0.7 - abs(math.log10(run.config.train.lr / peak)) / 10
+
+    populate(tmp_path / "rows", "rows", value=value)
+    (table,) = [one for one in build_report("rows", [], tmp_path).tables if one.name == "learning_rate"]
+    taken = table.cells[table.cells["Taken"] != ""].set_index("Method")["Learning rate"].to_dict()
+    assert len(taken) == 18 and "Avg." not in table.cells
+    found = {label: rate for label, rate in taken.items() if label.startswith("LoRA") and label.endswith("STS-B")}
+    assert {int(label.split("train_rows=")[1].split(",")[0]): float(rate) for label, rate in found.items()} == best
+    assert {rate for label, rate in taken.items() if label.startswith("LoRA") and label.endswith("SST-2")} == {"0.001"}
+    assert table.notes[0].startswith("Each run's best epoch. Taken: for each method on each task")
