@@ -19,7 +19,7 @@ from lora.report.claims.shown import verdict_table
 from lora.report.claims.statements import read_claims
 from lora.report.claims.verdicts import Verdict, judge
 from lora.report.comparisons import answers, reference_table, repeated_table
-from lora.report.experiments import FOLDERS, LAYERS, MAIN, ROWS
+from lora.report.experiments import EXPERIMENTS, FOLDERS, MAIN, ROWS
 from lora.report.figures import Figure, latencies
 from lora.report.gather import Gathered, gather
 from lora.report.notes import encoder_notes
@@ -143,8 +143,8 @@ def build_report(name: str, overrides: Sequence[str] = (), results: Path | None 
             lines += not_above(section.summary, section.own_rows)
         if section.experiment.name == ROWS:
             lines += size_sentences(section.runs, section.origins)
-    judged_by = {LAYERS: "split_half", ROWS: "best"}  # the plans that choose a rate for each task
-    by_task = next((score for one, score in judged_by.items() if one in set(gathered.runs["experiment"])), None)
+    scores = (EXPERIMENTS[name].rate_score for name in gathered.runs["experiment"].unique())
+    by_task = next(filter(None, scores), None)
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))
     tables += [table7(name, analyses.subspaces), subtraction_table(name, analyses.subtraction)]

@@ -24,6 +24,8 @@ class Experiment:
         unnamed: Settings that name none of its rows where all seeds of a cell agree: each cell has its own value, or
             the table a column for each.
         columns: Settings that tell its cells apart, and name none of its rows: its table has a line for each value.
+        rate_score: The score that chose a rate for each of its methods on each task (`lora.report.rates`); None: a
+            method has one rate for all tasks.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Experiment:
     tables: tuple[str, ...]
     unnamed: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    rate_score: str | None = None
 
 
 EXPERIMENTS = {
@@ -44,6 +47,7 @@ EXPERIMENTS = {
             "Which layers to adapt, each arm at its own rate on each task",
             (LAYERS, "head_rate", LEARNING_RATE),
             unnamed=("train.lr", "train.head_lr"),
+            rate_score="split_half",
         ),
         Experiment("head_rate", "The head's learning rate apart from the body's", ("head_rate",)),
         Experiment("lora_targets", "Table 5: which projections to adapt, at one number of parameters", ("table5",)),
@@ -62,6 +66,7 @@ EXPERIMENTS = {
             (ROWS,),
             unnamed=(EPOCHS, "train.lr", DRAW),
             columns=(SIZE,),
+            rate_score="best",
         ),
         Experiment(LEARNING_RATE, "Learning rates tried, on seeds outside the tables of results", (LEARNING_RATE,)),
         Experiment(OWN, "Other runs in this folder", (OWN,)),

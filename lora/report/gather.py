@@ -25,7 +25,7 @@ from lora.files import REFERENCE, RESULTS
 from lora.records.predictions import with_collapsed
 from lora.records.record import RunRecord, adapter_path, load_frame, load_records
 from lora.report.experiments import ADHOC, EXPERIMENTS, LEARNING_RATE, MAIN, OWN, OWN_TASK
-from lora.report.runs import PLACE, facts_of, in_table_order, shared_settings, with_labels, with_records
+from lora.report.runs import PLACE, facts_of, in_table_order, shared_settings, with_edges, with_labels, with_records
 from lora.sweep.state import State, sweep_state
 
 
@@ -148,7 +148,8 @@ def gather(name: str, overrides: Sequence[str] = (), results: Path | None = None
     where = (profile, folder, own, reference, is_reference, tuple(overrides), tasks)
     tuning = tuple(record for record in records if record.run_id in by_tune)
     every_ok = {record.run_id: record for record in records if record.status == "ok"}
-    return Gathered(*where, runs[~is_rate], runs[is_rate], rates, tuning, frame, state, every_ok)
+    tried = runs[is_rate]
+    return Gathered(*where, with_edges(runs[~is_rate], tried), tried, rates, tuning, frame, state, every_ok)
 
 
 def is_flattered(run: PlannedRun, rates: Sequence[Rate]) -> bool:

@@ -34,7 +34,8 @@ def layers_table(runs: pd.DataFrame, analyses: Analyses) -> pd.DataFrame:
     for task, title in task_labels(runs).items():
         for label, arm in runs[runs["task"] == task].groupby("label", sort=False):
             line = {"Task": title, "Method": label, "Trainable": trainable_cell(arm)}
-            line |= {"Learning rate": rates_text(arm)} | mean_scores(arm)
+            edge = " (edge)" if arm["edge"].any() else ""
+            line |= {"Learning rate": f"{rates_text(arm)}{edge}"} | mean_scores(arm)
             for heading, loss in (("Dev loss, last", "last_loss"), ("Dev loss, lowest", "lowest_loss")):
                 line[heading] = number(arm[loss].astype(float).mean(), ".3f")
             difference, both = differences.get((task, label), ("-", "-"))

@@ -21,8 +21,8 @@ from lora.config.run import DRAW, EPOCHS, LENGTH, SIZE, PlannedRun
 from lora.data.tasks import TASKS, task_order
 from lora.errors import UserError
 from lora.methods.configs import METHOD_TITLES, TARGET_TITLES, LoraConfig, method_words, targets_in_slug, targets_word
-from lora.report.experiments import MAIN, OWN, ROWS
-from lora.report.labels import named_settings, setting_columns, setting_labels
+from lora.report.experiments import EXPERIMENTS, MAIN, OWN, ROWS
+from lora.report.labels import named_settings, setting, setting_columns, setting_labels
 
 METRIC_SHORT = {"accuracy": "acc.", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
 METRIC_SHORT |= {"spearman": "Spearman"}
@@ -233,6 +233,17 @@ def chosen_by_others(values: Float[np.ndarray, "epochs runs"]) -> Float[np.ndarr
     means = (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
     best = np.where(np.isnan(means), -np.inf, means).argmax(axis=0)
     return values[best, np.arange(values.shape[1])]
+
+
+def with_edges(runs: pd.DataFrame, tried: pd.DataFrame) -> pd.DataFrame:
+    """The same runs with `edge`: whether a run's rate is the lowest or the highest of those tried for its method on its
+    task and number of train rows, in an experiment that chooses a rate for each."""
+    keys = ["slug", "task", SIZE]
+    chosen = [name for name, one in EXPERIMENTS.items() if one.rate_score]
+    ends = tried.assign(**{SIZE: setting(tried, SIZE)}).groupby(keys)["lr"].agg(["min", "max"])
+    ends = runs.assign(**{SIZE: setting(runs, SIZE)})[keys].join(ends, on=keys)
+    at_end = runs["lr"].eq(ends["min"]) | runs["lr"].eq(ends["max"])
+    return runs.assign(edge=runs["experiment"].isin(chosen) & at_end)
 
 
 def tasks_of(runs: pd.DataFrame) -> list[str]:

@@ -109,4 +109,6 @@ def runs_of(facts: Iterable[Mapping[str, Any]], records: pd.DataFrame) -> pd.Dat
     rows = [usual | {"metric": TASKS[one["task"]].metric} | dict(one) for one in facts]
     columns |= dict.fromkeys(key for row in rows for key in setting_columns(row))
     runs = pd.DataFrame(rows, columns=[*columns])
-    return with_records(runs, records if "collapsed" in records else records.assign(collapsed=math.nan))
+    return with_records(runs, records if "collapsed" in records else records.assign(collapsed=math.nan)).assign(
+        edge=False
+    )

@@ -141,6 +141,24 @@ def test_each_arm_takes_the_rate_with_the_best_unselected_score_on_each_task(tmp
         assert drawn["LoRA (if, r4)"] == ([5e-4, 1e-3] if panel["title"] == "MRPC" else [2e-4, 5e-4, 1e-3])
 
 
+def test_a_rate_at_the_edge_of_those_tried_stands_beside_table_and_verdict(tmp_path):
+    """1e-4 is the highest that full fine-tuning tried on MRPC, and the lowest of LoRA on all six matrices (r = 2)."""
+    wanted = ["experiment=layers", "task=mrpc", "train.lr=1e-4"]
+    for run in [*select_runs("layers", wanted), *select_runs("layers", ["experiment=learning_rate", "task=mrpc"])]:
+        write_record(tmp_path / "layers", with_scores(run, 0.9, unselected(run)))
+    report = build_report("layers", [], tmp_path)
+    (table,) = [table for table in report.tables if table.name == "layers"]
+    rates = table.cells.set_index("Method")["Learning rate"]
+    edges = {"Full fine-tuning", "LoRA (qkvoif, r2)"}
+    assert len(rates) == 7 and set(rates[rates == "0.0001 (edge)"].index) == edges
+    found = {
+        each.claim.id: word_text(each).partition("; rate at the edge of those tried: ")[2] for each in report.verdicts
+    }
+    assert found["qv_not_below_full_on_mrpc"] == "Full fine-tuning"
+    assert found["all_layers_above_attention_on_mrpc"] == "LoRA (qkvoif, r2)"
+    assert found["mlp_above_attention_on_mrpc"] == ""
+
+
 def test_where_the_best_epoch_says_otherwise_both_words_are_shown(report):
     by_id = {each.claim.id: each for each in report.verdicts}
     assert word_text(by_id["all_layers_above_qv_on_mrpc"]).startswith("supported (best epoch: ")

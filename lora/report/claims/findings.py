@@ -49,6 +49,7 @@ class Finding:
         runs: What it is based on: a pair of run_ids for each difference, or single run_ids or a file.
         sides: The labels of the two sides of a difference.
         place: Its task, or `average of` its tasks.
+        edges: The sides whose rate is at an edge of those that were tried.
     """
 
     label: str
@@ -64,6 +65,7 @@ class Finding:
     runs: tuple[tuple[str, ...], ...] = ()
     sides: tuple[str, ...] = ()
     place: str = ""
+    edges: tuple[str, ...] = ()
     rows_low: float = math.nan
     rows_high: float = math.nan
 
@@ -224,6 +226,8 @@ def compare_sides(
         names = side_labels([side if here.empty else here for here, side in zip(on_group, sides, strict=True)])
         for findings, of_score in zip(by_score.values(), pairs, strict=True):
             finding = judge_difference(compare.bound, names, group, of_score, len(claim.compare) * len(groups))
+            edges = (name for name, side in zip(names, on_group, strict=True) if side["edge"].any())
+            finding = replace(finding, edges=tuple(edges))
             if not set(group) <= set(tasks):
                 finding = replace(finding, reason=f"this profile has no such runs on {task_title(group[0])}")
             findings.append(finding)

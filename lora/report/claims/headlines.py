@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from lora.report.claims.findings import Finding
-from lora.report.claims.shown import FEW, brief, closest, on_places, other_rows_text, worst
+from lora.report.claims.shown import FEW, brief, closest, edges_text, on_places, other_rows_text, worst
 from lora.report.claims.statements import published_cell
 from lora.report.claims.verdicts import VERDICTS, Verdict
 from lora.report.experiments import FOLDERS
@@ -58,7 +58,7 @@ class Headline:
         doubt = ON_ROWS if self.finding.for_other_rows is False else ""
         best = VERDICTS[self.others["best"].holds] if "best" in self.others else self.verdict
         differs = "" if best == self.verdict else f" (best epoch: {best})"
-        return f"{self.verdict}{doubt}{self.side_of_zero}{differs}"
+        return f"{self.verdict}{doubt}{self.side_of_zero}{differs}{edges_text([self.finding])}"
 
     @property
     def side_of_zero(self) -> str:

@@ -63,7 +63,13 @@ def word_text(verdict: Verdict) -> str:
     score = "best" if verdict.claim.metric == "unselected" else "last"
     other = verdict.others.get(score, verdict)
     differs = f" ({SCORE_TITLES[score].lower()}: {other.word})" if other.word != verdict.word else ""
-    return verdict.qualified + differs
+    return verdict.qualified + differs + edges_text(verdict.findings)
+
+
+def edges_text(findings: Sequence[Finding]) -> str:
+    """The end of a verdict on sides whose rate is at an edge of those tried: a better one may lie beyond."""
+    names = list(dict.fromkeys(name for finding in findings for name in finding.edges))
+    return f"; rate at the edge of those tried: {', '.join(names)}" if names else ""
 
 
 def commit_text(verdict: Verdict) -> str:
