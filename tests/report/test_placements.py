@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 from synthetic import keep_predictions, noise, populate, synthetic_record
 
@@ -195,3 +196,71 @@ def test_the_arms_share_what_the_plan_says(runs):
     planned = {run.seed for run in select_runs("layers", [])} - {0, 5}
     for folder in ("base", "decide", "long", "mini", "small"):
         assert planned.isdisjoint(load_frame(load_records(ROOT / "results" / "reference" / folder)[0])["seed"])
+
+
+def trains_the_same(git, commit: str, other: str) -> bool:
+    """Whether two commits differ only in records, plan and train.lr of layers' grid."""
+    grid, plan = "conf/experiment/layers.yaml", "experiments/plans/layers.md"
+    changed = git("diff", "--name-only", commit, other).splitlines()
+    if [path for path in changed if path not in (grid, plan) and not path.startswith("results/reference/layers/")]:
+        return False
+    blocks = [yaml.safe_load(git("show", f"{one}:{grid}"))["grid"]["layers"] for one in (commit, other)]
+    first, second = ([{**block, "train.lr": None} for block in one] for one in blocks)
+    return first == second
+
+
+def test_tries_and_results_come_from_two_commits_that_differ_in_rates_records_and_plan(git):
+    commits = {"tries": set(), "results": set()}
+    for record in load_records(ROOT / "results" / "reference" / "layers")[0]:
+        code = record.provenance["code"]
+        commits["results" if record.config["seed"] in range(21, 29) else "tries"].add(code["commit"])
+        assert not code["dirty"], record.run_id
+    (tries,), (results,) = commits.values()
+    assert trains_the_same(git, tries, results)
+    assert tries in git("rev-list", results).splitlines() and results in git("rev-list", "HEAD").splitlines()
+    assert not trains_the_same(git, tries, "HEAD")  # another grid of another profile is more than that
+
+
+def test_the_grid_has_the_rates_that_the_committed_tries_chose():
+    """By the scores of the records: the best mean of the rates that have every seed tried, the lower on a tie."""
+    tried: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for record in load_records(ROOT / "results" / "reference" / "layers")[0]:
+        (row,) = load_frame([record]).itertuples()
+        if row.seed in (0, 5):
+            rates = tried.setdefault((row.slug, row.task), {})
+            rates.setdefault(row.lr, []).append(record.selected["split_half"]["value"])
+    planned = {(run.slug, run.task.name): run.config.train.lr for run in select_runs("layers", ["experiment=layers"])}
+    assert len(planned) == 16 and set(planned) == set(tried)
+    for arm, rates in tried.items():
+        most = max(map(len, rates.values()))
+        means = {rate: sum(scores) / most for rate, scores in sorted(rates.items()) if len(scores) == most}
+        assert planned[arm] == max(means, key=means.get), arm
+
+
+def test_committed_differences_have_scipys_mean_and_interval():
+    """By the scores in the records: unselected, which judges, and best and last beside it."""
+    folder = ROOT / "results" / "reference" / "layers"
+    records = [record for record in load_records(folder)[0] if record.config["seed"] in range(21, 29)]
+    frame = load_frame(records)
+    frame["unselected"] = [record.selected["split_half"]["value"] for record in records]
+    frame = frame.set_index(["slug", "task", "seed"])
+    claims = {claim.id: claim for claim in read_claims() if claim.experiment == "layers"}
+    entries = json.loads((folder / "claims" / "verdicts.json").read_text())
+    compared = 0
+    for entry in filter(lambda one: one["id"] in claims, entries):
+        (compare,), (task,) = claims[entry["id"]].compare, claims[entry["id"]].tasks
+        sides = ((side.get("slug") or side["method"])[0] for side in (compare.one, compare.other))
+        one, other = ("houlsby-m8" if name == "houlsby" else name for name in sides)
+        for score, found in (("unselected", entry), ("best", entry["on_best"]), ("last", entry["on_last"])):
+            of_task = 100 * frame[score].astype(float).unstack("seed")
+            of_both = of_task.reindex([(one, task), (other, task)])
+            gaps = (of_both.iloc[0] - of_both.iloc[1]).dropna()
+            (finding,) = found["findings"]
+            assert finding["n"] == len(gaps), entry["id"]
+            if len(gaps):
+                compared += 1
+                assert finding["mean"] == pytest.approx(gaps.mean(), abs=1e-5)
+            if len(gaps) > 1:
+                ends = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+                assert (finding["low"], finding["high"]) == pytest.approx((ends.low, ends.high), abs=1e-5)
+    assert compared
