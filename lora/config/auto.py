@@ -54,7 +54,8 @@ def resolve_auto(
     stated = {key: value for key, value in asked.items() if value != "auto"}
     if stated == asked:
         return
-    device, stock = runtime["device"], needs_stock(method)
+    device = runtime["device"]
+    stock = needs_stock(method)
     if stock:
         stated = {"kernels": "stock"} | stated
     encoder = build(ModelConfig, {**model, "attention": stated.get("attention", "eager")}, "model.")

@@ -214,7 +214,8 @@ def _compose(overrides: Sequence[str], tasks: Mapping[str, Task], measure: Measu
     if model["name"] == model["source"] == "local" and model["path"]:
         model["name"] = local_name(model["path"])
     runtime["rate_name"] = rate_name(chosen_option("method", overrides), usual, settings)
-    whole, part = task.official_rows["train"], data["train_rows"]
+    whole = task.official_rows["train"]
+    part = data["train_rows"]
     rows = min(part, whole) if isinstance(part, int) and part > 0 else whole
     rate_key = (model["name"], settings["protocol"], settings["task"], runtime["rate_name"])
     tuned = nearest_rate(read_rates(rates), rate_key, rows, whole)
@@ -284,7 +285,8 @@ def _sections(sources: tuple[str, ...], task: str | None, is_own: bool) -> tuple
                 OmegaConf.update(config, one.key_or_group, one.value(), merge=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
-    name, profile = config.task if task is None else task, config.profile
+    name = config.task if task is None else task
+    profile = config.profile
     if name is None:
         raise UserError(
             f"profile {profile.name} needs a task of your own: task=my_task.yaml (TASK=my_task.yaml with make); "

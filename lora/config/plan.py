@@ -118,7 +118,9 @@ def _read_plan(path: Path) -> Plan:
     except SettingsError as error:
         raise UserError(f"{path} is not a plan: {first_line(error)}") from error
     tasks = {**TASKS, **{name: make_task(name, kept, str(path)) for name, kept in stored.tasks.items()}}
-    runs, problems, first = {}, [], {}
+    runs = {}
+    problems = []
+    first = {}
     for run_id, entry in stored.runs.items():
         try:
             runs[run_id] = run_of_entry(path.parent, entry, stored, tasks, first)
@@ -177,7 +179,8 @@ def read_profile(profile: str) -> dict[str, Any]:
 @cached_by_file
 def _plan_of_records(path: Path) -> Plan:
     """The plan that a folder of records gives: each is in the experiment for which it was first trained."""
-    tasks, counts = {**TASKS, **kept_tasks(path.parent)}, Counter()
+    tasks = {**TASKS, **kept_tasks(path.parent)}
+    counts = Counter()
     runs: dict[str, PlannedRun] = {}
     for record in load_records(path.parent)[0]:
         run = run_of(record, tasks)
@@ -205,7 +208,8 @@ def run_of(record: RunRecord, tasks: Mapping[str, Task]) -> PlannedRun | str:
 
 
 def choice_of(run: PlannedRun) -> Choice:
-    config, stock = run.config, needs_stock(dataclasses.asdict(run.config.method))
+    config = run.config
+    stock = needs_stock(dataclasses.asdict(run.config.method))
     return Choice(run.model, stock, config.train.kernels, config.model.attention, config.train.precision)
 
 

@@ -313,7 +313,8 @@ def run_config(mapping: Mapping[str, Any], task: Task) -> RunConfig:
         problems += error.problems
     try:
         config = build(RunConfig, {**mapping, "method": built})
-        sources, source = SOURCES_OF[task.family], config.data.source
+        sources = SOURCES_OF[task.family]
+        source = config.data.source
         problems.check(source in sources, "data.source", f"{' or '.join(sources)} for task {task.name}", source)
         whole = task.official_rows["train"]
         part = config.data.train_rows

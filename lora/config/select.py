@@ -21,7 +21,8 @@ CONSTANTS = {"null": None, "true": True, "false": False}
 
 def split_values(text: str) -> list[str]:
     """The values of `a,b`. Commas inside brackets and quotes do not split."""
-    depth, parts = 0, [""]
+    depth = 0
+    parts = [""]
     for piece in PIECE.findall(text):
         depth += (piece in "[{(") - (piece in "]})")
         if piece == "," and not depth:
@@ -81,7 +82,8 @@ def filter_runs(runs: Iterable[PlannedRun], words: Sequence[str]) -> list[Planne
 
     Raises: UserError: If no run has a setting.
     """
-    kept, given = [*runs], parse_words(words)
+    kept = [*runs]
+    given = parse_words(words)
     for key in selecting(words):
         values = given[key]
         if key == "task":

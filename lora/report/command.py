@@ -41,7 +41,8 @@ def pages(report: Report) -> dict[Path, str]:
     """Path -> text of the README and the experiments' pages, with this report's numbers between their marks."""
     in_readme = report.name == FOUND
     verdicts = [one for one in report.verdicts if in_readme or one.claim.metric]  # costs hang on no profile: once
-    mark, experiments = f"results:{report.name}", ROOT / "experiments"
+    mark = f"results:{report.name}"
+    experiments = ROOT / "experiments"
     reasons = dict.fromkeys(f"- *{verdict.claim.sentence}* {verdict.claim.margin}" for verdict in verdicts)
     progress = report.progress(*report.gathered.runs["experiment"].unique())
     above = [progress, ""] if progress else []
@@ -138,7 +139,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Exit codes: 0 complete; 1 a run is missing or failed, or a file was excluded or lacks runs; 2 an invalid call."""
-    words, selects = arguments.overrides, bool(selecting(arguments.overrides))
+    words = arguments.overrides
+    selects = bool(selecting(arguments.overrides))
     places = [word for word in words if word.startswith(PLACES)]
     report = build_report(arguments.profile, places)  # the page has all runs
     if not report.state.ok and place(words, "task"):  # without a plan, a user's task is known by its file alone

@@ -134,7 +134,8 @@ def successors_table(
         paper: The cells that papers print of the methods and of LoRA.
     """
     texts = {(row.one, row.task): stats.interval_of(row).shown for row in from_lora.itertuples()}
-    lines, tasks = [], task_labels(summary)
+    lines = []
+    tasks = task_labels(summary)
     for label, group in summary.groupby("label", sort=False):
         line = {"Method": label, "Learning rate": rates_text(runs[runs["label"] == label])}
         line |= {"Trainable": trainable_cell(group), "Seeds": seeds(group)}
@@ -203,7 +204,8 @@ def reference_table(gathered: Gathered) -> Table | None:
 def twice_table(file: str, title: str, runs: pd.DataFrame, again: pd.DataFrame, on: list[str]) -> Table | None:
     """Runs and their repetitions, one line per cell and pair of devices; None without any. `on`: a run's identity."""
     pairs = runs.dropna(subset="device").merge(again[[*on, "best", "device"]], on=on, suffixes=("", "_2"))
-    lines, tasks = [], task_labels(runs)
+    lines = []
+    tasks = task_labels(runs)
     for (*_, label, _, task, device, other), cell in pairs.groupby([*CELL, "device", "device_2"], sort=False):
         one, two = 100 * cell["best"], 100 * cell["best_2"]
         changes = (two - one).round(stats.DIGITS)

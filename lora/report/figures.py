@@ -109,7 +109,8 @@ def by_parameters(runs: pd.DataFrame) -> Figure | None:
         f"Mean over seeds of the average over tasks, with its {LEVEL:.0%} interval. Excludes the head. The time of a "
         f"step is the median over runs, each on the machine and under the load that it had."
     )
-    title, x = "Trainable parameters against the average score", "trainable parameters"
+    title = "Trainable parameters against the average score"
+    x = "trainable parameters"
     drawn = figure(title, note, "lines", x, panels, log_x=True)
     return drawn and drawn | {"axes": {"y": "score", "x": x} | COSTS}
 
@@ -165,7 +166,8 @@ def latencies(summaries: Iterable[Mapping[str, Any]], paper: pd.DataFrame) -> Fi
 
     panels = []
     for summary in summaries:
-        plan, series = summary["about"]["plan"], []
+        plan = summary["about"]["plan"]
+        series = []
         shapes = plan["latency_shapes"]
         methods = [name for name in ADDED if name in plan["methods"]]
         for place, name in enumerate(methods):

@@ -50,7 +50,8 @@ def learning_rate_table(
     lines = []
     for label, of_row in runs.groupby("label", sort=False):
         for rate, of_rate in of_row.groupby("lr"):
-            line, means = {"Method": label, "Learning rate": f"{rate:g}"}, []
+            line = {"Method": label, "Learning rate": f"{rate:g}"}
+            means = []
             for task, title in tasks.items():
                 cell = of_rate[of_rate["task"] == task]
                 count = f"{len(cell)} seeds" if len(cell) > 1 else ""

@@ -177,7 +177,8 @@ def in_table_order(runs: pd.DataFrame) -> pd.DataFrame:
     methods, order = list(METHOD_TITLES), tasks_of(runs)
 
     def place(run) -> tuple:
-        targets, rank = run.targets, run.rank  # a variant follows plain LoRA
+        targets = run.targets  # a variant follows plain LoRA
+        rank = run.rank
         size = (len(targets), [*TARGET_TITLES].index(targets[0]), targets, rank) if targets else ()
         at = order.index(run.task), run.seed, [*START_TITLES].index(run.start)
         return run.model, methods.index(run.method), run.protocol, size, run.slug, run.label, *at

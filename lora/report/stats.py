@@ -118,7 +118,8 @@ def seeds_and_rows(over_seeds: Interval, tables: Sequence[Float[np.ndarray, "see
     """
     if math.isnan(over_seeds.low):
         return over_seeds
-    seeds, half = over_seeds.n, over_seeds.high - over_seeds.mean
+    seeds = over_seeds.n
+    half = over_seeds.high - over_seeds.mean
     of_seeds = (half / special.stdtrit(seeds - 1, (1 + LEVEL) / 2)) ** 2
     variance, by_degrees = of_seeds, of_seeds**2 / (seeds - 1)
     for table in tables:
@@ -205,7 +206,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for multiple tests (Holm 1979): the k-th smallest of m times m + 1 - k, never falling. NaN
     stays NaN and does not count in m."""
     order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    corrected, highest = [math.nan] * len(p_values), 0.0
+    corrected = [math.nan] * len(p_values)
+    highest = 0.0
     for place, (p, index) in enumerate(order):
         highest = max(highest, min(1.0, p * (len(order) - place)))
         corrected[index] = highest

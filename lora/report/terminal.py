@@ -41,7 +41,8 @@ def show(report: Report, experiments: Sequence[str] = ()) -> None:
         table for table in printed_tables(report, bool(experiments)) if table.name not in ("claims", LEARNING_RATE)
     ]
     judged = [verdict for verdict in report.verdicts if verdict.is_measured]
-    status, more = report.status, []
+    status = report.status
+    more = []
     if experiments:
         of_sweep = [table for table in tables if table.experiment in experiments] or tables
         claims = [verdict for verdict in judged if verdict.claim.experiment in experiments]
@@ -80,12 +81,14 @@ def print_claim(console: Console, judged: Sequence[Verdict], whole: bool) -> Non
 
 def reference_lines(report: Report) -> list[str]:
     """A line of at most 80 characters on the runs that the reference has too, in place of their table."""
-    lines, runs = [], report.gathered.every["device"].count()
+    lines = []
+    runs = report.gathered.every["device"].count()
     for table in (table for table in report.tables if table.name == "reference"):
         first, second = (pd.to_numeric(table.cells[side], errors="coerce").fillna(0) for side in ("First", "Second"))
         place = (second - first).abs().idxmax()
         cell = f"{table.cells.at[place, 'Method']}, {short_text(table, table.cells.at[place, 'Task'])}"
-        same, change = table.values["Seeds"].sum(), (second - first)[place]
+        same = table.values["Seeds"].sum()
+        change = (second - first)[place]
         lines.append(f"Reference: {same} of {runs} runs, largest change {change:+.1f} ({cell})")
     return lines
 

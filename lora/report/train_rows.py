@@ -31,7 +31,8 @@ def with_sizes(runs: pd.DataFrame) -> pd.DataFrame:
 
 def sizes_table(runs: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     """One line per task and size, with a column for each method. `runs`: of `with_sizes`."""
-    lines, titles = [], task_labels(runs)
+    lines = []
+    titles = task_labels(runs)
     for (task, size), cells in sorted(summary.groupby(["task", "size"]), key=lambda one: [*titles].index(one[0][0])):
         of_size = runs[runs["task"].eq(task) & runs["size"].eq(size)]
         line: dict[str, Cell] = {"Task": titles[task], "Train rows": Value(size, f"{size:,}")}

@@ -101,7 +101,8 @@ class Checkpointer:
         differing = [key for key in self.made_from if saved["made_from"].get(key) != self.made_from[key]]
         if differing:
             raise ValueError(f"it was made from other {', '.join(differing)}")
-        process, parameters = self.step.process, self.parameters
+        process = self.step.process
+        parameters = self.parameters
         if {n: t.shape for n, t in saved["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
             raise ValueError("it holds other parameters")  # copying would stretch a smaller tensor
         schedule, random = saved["schedule"], saved["random"][process.rank]

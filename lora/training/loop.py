@@ -95,7 +95,8 @@ def run(
 
         start_from(model, config)
     pack = adapter_packer(model, config, task, encoder) if config.runtime.save_adapter else None
-    method, params = model.applied.method, count_parameters(model)
+    method = model.applied.method
+    params = count_parameters(model)
     stored = stored_bytes(model)
     splits = {name: encode(rows, task, tokenizer, max_length) for name, rows in data.splits.items()}
     more = {
@@ -138,7 +139,8 @@ def run(
         check_losses(state.losses, state.step)
         between = functools.partial(checkpointer.pause, state)
         arguments = task, tokenizer.pad_token_id, train.eval_batch, process, between
-        predictions, dev_loss = {}, {}
+        predictions = {}
+        dev_loss = {}
         for name in task.validation_splits:
             predictions[name], dev_loss[name] = predict(model, splits[name], *arguments)
         values = evaluate(predictions, splits, task, config.runtime.outputs)

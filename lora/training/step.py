@@ -119,7 +119,8 @@ def prepare_step(
     Raises: UserError: If train.kernels=fused does not cover the encoder, PEFT's allocator does not fit the steps, or
         class weights do not fit the task.
     """
-    train, masks = config.train, None
+    train = config.train
+    masks = None
     weights = balanced(task, labels).to(process.device) if train.class_weights else None
     model.to(process.device)
     if train.kernels == "fused":

@@ -148,7 +148,8 @@ def write_intervals(report: Report, labels: Mapping[str, np.ndarray]) -> int:
         labels: As of `read_dev_labels`.
     Returns: The number of comparisons.
     """
-    gathered, entries = report.gathered, compare(report, labels)
+    gathered = report.gathered
+    entries = compare(report, labels)
     if not entries:
         return 0
     path = gathered.folder / "analysis" / EXAMPLES

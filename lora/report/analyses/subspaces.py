@@ -88,7 +88,8 @@ def read_saved(record: RunRecord, run: PlannedRun) -> Saved:
 
 def subspace_cases(adapters: Mapping[tuple[str, str, int, int], Saved]) -> tuple[list[dict[str, Any]], set[str]]:
     """The entries of the analysis, and the runs that they were made from, of (model, task, rank, seed) -> adapter."""
-    cases, used = [], set()
+    cases = []
+    used = set()
     for model, task in dict.fromkeys(key[:2] for key in adapters):
         of_task = {key[2:]: saved for key, saved in adapters.items() if key[:2] == (model, task)}
         seeds = sorted(seed for rank, seed in of_task if rank == LARGE)[:2]

@@ -76,7 +76,8 @@ def subtraction(adapters: Adapters) -> list[dict[str, Any]]:
         is of a classification.
     """
     (run, first), *_ = adapters.values()
-    task, data = run.task, run.config.data
+    task = run.task
+    data = run.config.data
     if not task.labels:
         return []
     rows = read(task, **run.config.rows).splits[task.validation_splits[0]]

@@ -30,7 +30,8 @@ RATIO_FORMS: dict[str, tuple[Callable[[float], str], str]] = {
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """One line per comparison, with the reason if it is undecided. The first line of a claim also has its verdict,
     sentence and commit. Where some claim is not judged by the best epoch, a column names the score that was found."""
-    lines, level = [], f"{LEVEL:.0%} interval"
+    lines = []
+    level = f"{LEVEL:.0%} interval"
     mixed = any(verdict.claim.metric == "unselected" for verdict in verdicts)
     shown = [score for score in SCORE_TITLES if mixed or score != "best"]
     for verdict in verdicts:

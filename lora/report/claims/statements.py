@@ -117,7 +117,8 @@ def read_claims(folder: Path = FOLDERS) -> list[Claim]:
 
 
 def read_file(path: Path) -> list[Claim]:
-    name, claims = f"{path.parent.name}/{path.name}", []
+    name = f"{path.parent.name}/{path.name}"
+    claims = []
     cells = pd.read_csv(path.with_name("paper.csv"), dtype=str, keep_default_na=False).to_dict("records")
     for entry in yaml.safe_load(path.read_bytes()):
         try:

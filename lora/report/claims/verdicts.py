@@ -104,7 +104,8 @@ def judge(
         records: run_id -> record.
     Raises: UserError: If a file to judge on is broken.
     """
-    verdicts, summaries = [], read_summaries(folder)
+    verdicts = []
+    summaries = read_summaries(folder)
     made_at = {run_id: record.started_at for run_id, record in records.items()}
     made_at |= {str(path.relative_to(folder.parent)): one["about"].get("started_at") for path, one in summaries.items()}
     not_glue = {run for table in (runs, tried) for run in table.loc[table["kind"].isin(("embedded", "own")), "run_id"]}

@@ -93,7 +93,8 @@ class FusedEncoder(nn.Module):
     def block(self, block: nn.Module, dense: nn.Module, x: Tensor, residual: Tensor, site: str) -> Tensor:
         """Projection, dropout, Houlsby adapter (if any), residual, and LayerNorm with Pfeiffer adapter (if any)."""
         x = self.linear(dense, x, f"{site}.dense")
-        norm, dropped = block.LayerNorm, self.site(block.dropout.p, site, len(x))
+        norm = block.LayerNorm
+        dropped = self.site(block.dropout.p, site, len(x))
         if hasattr(block.dropout, "adapter"):
             x, dropped = functions.dropout(x, dropped), None
             x = x + self.bottleneck(block.dropout.adapter, x)
@@ -222,7 +223,8 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         lora_a, lora_b, low, *source = ctx.saved_tensors
-        site, rows = ctx.site, grad.contiguous().flatten(0, 1)
+        site = ctx.site
+        rows = grad.contiguous().flatten(0, 1)
         low_grad = rows @ lora_b
         kept = recomputed(source, site) if len(source) > 1 else dropped(source[0], site)
         grad_a = (low_grad.t() @ kept.flatten(0, 1)).float()
