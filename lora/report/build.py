@@ -143,7 +143,7 @@ def build_report(name: str, overrides: Sequence[str] = (), results: Path | None 
             lines += not_above(section.summary, section.own_rows)
         if section.experiment.name == ROWS:
             lines += size_sentences(section.runs, section.origins)
-    scores = (EXPERIMENTS[name].rate_score for name in gathered.runs["experiment"].unique())
+    scores = (EXPERIMENTS[experiment].rate_score for experiment in gathered.runs["experiment"].unique())
     by_task = next(filter(None, scores), None)
     tables.append(learning_rate_table(name, gathered.tried, curves, by_task))
     tables.append(repeated_table(name, gathered.folder, gathered.every))

@@ -200,7 +200,8 @@ def test_the_arms_share_what_the_plan_says(runs):
 
 def trains_the_same(git, commit: str, other: str) -> bool:
     """Whether two commits differ only in records, plan and train.lr of layers' grid."""
-    grid, plan = "conf/experiment/layers.yaml", "experiments/plans/layers.md"
+    grid = "conf/experiment/layers.yaml"
+    plan = "experiments/plans/layers.md"
     changed = git("diff", "--name-only", commit, other).splitlines()
     if [path for path in changed if path not in (grid, plan) and not path.startswith("results/reference/layers/")]:
         return False
